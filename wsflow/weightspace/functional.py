@@ -1,0 +1,37 @@
+"""The forward pass of B networks at once.
+
+``torch.func.functional_call`` runs the architecture with the weights of one network and ``torch.vmap`` maps it over
+the batch: a linear layer becomes one batched matrix product, a convolution one grouped convolution.  The network runs
+as in evaluation: dropout passes its input through.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+if TYPE_CHECKING:
+    from wsflow.weightspace.space import WeightSpace
+
+
+def forward(space: WeightSpace, theta: Tensor, inputs: Tensor, per_network: bool = False) -> Tensor:
+    """Outputs of B networks.
+
+    Args:
+        space: Their weight space.
+        theta: (B, D).
+        inputs: (N, ...) shared by all networks or, with ``per_network``, (B, N, ...).
+        per_network: Whether each network has its own inputs.
+
+    Returns:
+        (B, N, C).
+
+    Raises:
+        ValueError: where the weights do not fit the space.
+    """
+    call = torch.vmap(lambda weights, x: functional_call(space.template, weights, (x,)), (0, 0 if per_network else None))
+    result: Tensor = call(space.unflatten(theta), inputs)
+    return result

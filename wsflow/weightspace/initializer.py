@@ -1,0 +1,61 @@
+"""Laws of initial weights."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from wsflow.weightspace.space import WeightSpace
+
+
+class Initializer(ABC):
+    """The law that initialises base networks: where runs start, and what a flow may start from."""
+
+    @abstractmethod
+    def sample(self, space: WeightSpace, n: int, generator: torch.Generator) -> Tensor:
+        """Draw initial weights, (n, D) on the CPU, a function of the generator's state alone."""
+
+
+class GaussianInitializer(Initializer):
+    """Every weight and bias independent, N(0, std^2).
+
+    Args:
+        std: Standard deviation; the thesis's variance 0.1 is std 0.3162 (appendix A).
+
+    Raises:
+        ValueError: unless std is positive.
+    """
+
+    def __init__(self, std: float = 0.1**0.5) -> None:
+        if not std > 0:
+            raise ValueError(f"std must be positive, got {std}")
+        self.std = std
+
+    def sample(self, space: WeightSpace, n: int, generator: torch.Generator) -> Tensor:
+        """(n, D) Gaussian weights."""
+        return self.std * torch.randn(n, space.dim, generator=generator)
+
+
+class NetworkInitializer(Initializer):
+    """The network's own initialiser: ``reset_parameters`` of each of its layers."""
+
+    def sample(self, space: WeightSpace, n: int, generator: torch.Generator) -> Tensor:
+        """(n, D) weights as the layers initialise themselves."""
+        module = copy.deepcopy(space.template).cpu()
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return torch.stack([self._draw(space, module) for _ in range(n)])
+
+    @staticmethod
+    def _draw(space: WeightSpace, module: nn.Module) -> Tensor:
+        for layer in module.modules():
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        return space.flatten(module.state_dict())
