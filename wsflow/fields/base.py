@@ -1,7 +1,7 @@
 r"""Vector fields on weight space.
 
-A field is a function :math:`f(x, t)` from states (B, D + extra) and times (B,) to (B, D + extra), where ``extra`` counts
-the trailing coordinates that a geometry adds to the D weights.  What its output means, a velocity or an endpoint, is
+A field is a function :math:`f(x, t)` from states (B, D + extra) and times (B,) to (B, D + extra), where ``extra``
+counts the trailing coordinates that a geometry adds to the D weights.  What its output means, a velocity or an endpoint, is
 the business of :mod:`wsflow.fields.parametrization`.
 
 *Preconditioning.*  Weights of different tensors differ in size by orders of magnitude.  Each field therefore divides
@@ -123,9 +123,10 @@ class VectorField(nn.Module, ABC):
         self.output_scale.copy_(self._rms(target, "targets"))
 
     def _bind(self, space: WeightSpace) -> None:
-        """Hook of :meth:`bind`: replace what follows from the space; ``self`` is the bound copy, ``self.space`` the old.
+        """Hook of :meth:`bind`: replace what follows from the space, or refuse it with a ValueError.
 
-        Replace buffers and submodules by assignment; in-place changes would reach the original.
+        It runs on the bound copy, whose ``self.space`` is still the old space.  Replace buffers and submodules by
+        assignment; in-place changes would reach the original.
         """
 
     def _scaled_in(self, x: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class Velocity(Parametrization):
 
     singular_end = False
 
-    def velocity(self, output: Tensor, geometry: Geometry, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002
+    def velocity(self, output: Tensor, geometry: Geometry, x: Tensor, t: Tensor) -> Tensor:
         """(B, dim), the output's tangent part."""
         return geometry.tangent(x, output)
 
@@ -125,6 +125,6 @@ class Velocity(Parametrization):
         """(B, dim), predicted minus true velocity."""
         return geometry.tangent(sample.x_t, output) - sample.u_t
 
-    def target(self, geometry: Geometry, sample: ConditionalSample) -> Tensor:  # noqa: ARG002
+    def target(self, geometry: Geometry, sample: ConditionalSample) -> Tensor:
         """(B, dim), the path's velocity."""
         return sample.u_t
