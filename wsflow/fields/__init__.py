@@ -1,12 +1,18 @@
 """Vector fields on weight space, and what their outputs mean."""
 
+from wsflow.fields.analytic import GaussianField
 from wsflow.fields.base import VectorField, check_same_ends
+from wsflow.fields.mlp import MLPField
 from wsflow.fields.parametrization import ConditionalSample, Endpoint, Parametrization, Velocity
+from wsflow.fields.time_embedding import TimeEmbedding
 
 __all__ = [
     "ConditionalSample",
     "Endpoint",
+    "GaussianField",
+    "MLPField",
     "Parametrization",
+    "TimeEmbedding",
     "VectorField",
     "Velocity",
     "check_same_ends",

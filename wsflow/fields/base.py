@@ -1,8 +1,8 @@
 r"""Vector fields on weight space.
 
 A field is a function :math:`f(x, t)` from states (B, D + extra) and times (B,) to (B, D + extra), where ``extra``
-counts the trailing coordinates that a geometry adds to the D weights.  What its output means, a velocity or an endpoint, is
-the business of :mod:`wsflow.fields.parametrization`.
+counts the trailing coordinates that a geometry adds to the D weights.  What its output means, a velocity or an
+endpoint, is the business of :mod:`wsflow.fields.parametrization`.
 
 *Preconditioning.*  Weights of different tensors differ in size by orders of magnitude.  Each field therefore divides
 its input and multiplies its output by one scale per tensor of the space (and one for the extra coordinates),

@@ -35,7 +35,8 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         if min(width, frequencies) < 1 or not max_turns > 0.5:
             raise ValueError(
-                f"width and frequencies must be positive and max_turns above 0.5; got {width}, {frequencies}, {max_turns}"
+                "width and frequencies must be positive and max_turns above 0.5; "
+                f"got {width}, {frequencies} and {max_turns}"
             )
         turns = torch.logspace(math.log2(0.5), math.log2(max_turns), frequencies, base=2.0)
         self.register_buffer("_angular", 2 * math.pi * turns, persistent=False)

@@ -1,0 +1,176 @@
+r"""Couplings: which prior state goes with which trained network.
+
+A coupling :math:`q(x_0, x_1)` has the marginals :math:`p_0` and :math:`p_1`.  Rows of :math:`x_1` always keep the
+order of the batch, so that labels stay with their networks; couplings choose :math:`x_0`.
+
+*Mini-batch optimal transport* assigns prior states to networks so that the sum of squared distances is least.  Between
+n and n points of equal mass a least plan is a permutation.
+
+*Aligned optimal transport* first matches, for every pair (i, j), the neurons of :math:`x_0^i` to those of
+:math:`x_1^j`,
+
+.. math:: C_{ij} = \min_\pi d(\pi x_0^i, x_1^j)^2 ,
+
+assigns, and returns the matched states :math:`\pi_{ij} x_0^i`.  These are no draws of :math:`p_0`: their neurons are in
+the order of the trained network's.  That is harmless for a field that is equivariant to permutations of hidden neurons
+and a prior that treats neurons alike, and biased otherwise.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsflow.alignment import Aligner
+from wsflow.geometry import Geometry
+from wsflow.weightspace import WeightSpace, ZooBatch
+
+
+class Coupling(ABC):
+    """A way to pair prior states with trained networks."""
+
+    @abstractmethod
+    def __call__(
+        self, batch: ZooBatch, x0: Tensor, geometry: Geometry, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Pair them.
+
+        Args:
+            batch: B trained networks.
+            x0: (B, dim), states of the prior.
+            geometry: The space the flow lives in.
+            generator: Source of the coupling's own randomness.
+
+        Returns:
+            x0 (B, dim) and x1 (B, dim); row i of both is a pair, and row i of x1 is network i of the batch.
+
+        Raises:
+            ValueError: where the batch does not hold what the coupling needs.
+        """
+
+
+class IndependentCoupling(Coupling):
+    """Prior states and networks as they come."""
+
+    def __call__(
+        self, batch: ZooBatch, x0: Tensor, geometry: Geometry, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The given x0 and the encoded networks."""
+        return x0, geometry.encode(batch.x1)
+
+
+class OptimalTransportCoupling(Coupling):
+    """Mini-batch optimal transport with the geometry's squared distance.
+
+    With labels the assignment must not mix conditions; such batches are refused.
+    """
+
+    @torch.no_grad()
+    def __call__(
+        self, batch: ZooBatch, x0: Tensor, geometry: Geometry, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The assignment of x0 to the networks with the least total squared distance."""
+        _refuse_labels(batch)
+        x1 = geometry.encode(batch.x1)
+        return x0[assign(geometry.pairwise_distance(x0, x1).square())], x1
+
+
+class AlignedOptimalTransportCoupling(Coupling):
+    """Mini-batch optimal transport after matching the neurons of every prior state to those of every network.
+
+    Needs an equivariant field (see the module's text).  Costs B * B alignments per batch.
+
+    Args:
+        aligner: How neurons are matched.
+    """
+
+    def __init__(self, aligner: Aligner) -> None:
+        self.aligner = aligner
+
+    @torch.no_grad()
+    def __call__(
+        self, batch: ZooBatch, x0: Tensor, geometry: Geometry, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The best assignment after matching, and the matched x0."""
+        _refuse_labels(batch)
+        x1 = geometry.encode(batch.x1)
+        theta0, theta1 = geometry.decode(x0), geometry.decode(x1)
+        moved, columns = [], []
+        for end, reference in zip(x1, theta1, strict=True):
+            perms = self.aligner.align(geometry.space, theta0, reference)
+            moved.append(_permute(geometry.space, x0, perms))
+            columns.append(geometry.distance(moved[-1], end.expand_as(x0)).square())
+        rows = assign(torch.stack(columns, dim=1))
+        return torch.stack([states[row] for states, row in zip(moved, rows.tolist(), strict=True)]), x1
+
+
+class TrajectoryCoupling(Coupling):
+    """Each trained network with the initial weights of its own run; the given x0 is not used.
+
+    Train it on unaligned weights: permuting a network together with its start makes the start depend on the network.
+    """
+
+    def __call__(
+        self, batch: ZooBatch, x0: Tensor, geometry: Geometry, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The encoded starts and the encoded networks."""
+        if batch.start is None:
+            raise ValueError(
+                "TrajectoryCoupling needs the initial weights of every run, and this zoo has none; "
+                "collect a zoo that keeps them, or choose IndependentCoupling or OptimalTransportCoupling"
+            )
+        return geometry.encode(batch.start), geometry.encode(batch.x1)
+
+
+def assign(cost: Tensor) -> Tensor:
+    """The permutation that minimises a total cost.
+
+    Args:
+        cost: (n, n), of pairing row i with column j.
+
+    Returns:
+        (n,), the row of each column, on the device of ``cost``.
+
+    Raises:
+        ValueError: for costs that are not square or not finite.
+    """
+    if cost.ndim != 2 or cost.shape[0] != cost.shape[1]:
+        raise ValueError(f"optimal transport needs as many prior states as networks, got costs {tuple(cost.shape)}")
+    if not cost.isfinite().all():
+        bad = int((~cost.isfinite()).sum())
+        raise ValueError(
+            f"{bad} of {cost.numel()} transport costs are not finite: the weights hold NaN or are too large"
+        )
+    import ot
+
+    plan = torch.from_numpy(ot.emd([], [], cost.double().cpu().numpy(), numItermax=10_000_000))
+    rows = plan.argmax(dim=0)
+    if not torch.equal(rows.sort().values, torch.arange(len(rows))):
+        raise RuntimeError("the transport plan of two equal, uniform batches is not an assignment")
+    return rows.to(cost.device)
+
+
+@cache
+def _ot() -> Any:
+    """POT, imported when first used: it takes seconds."""
+    with warnings.catch_warnings():
+        # POT imports torch-geometric where installed, which calls torch.jit.script; torch >= 2.9 deprecates that.
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return import_module("ot")
+
+
+def _permute(space: WeightSpace, x: Tensor, perms: list[Tensor]) -> Tensor:
+    """Permute the neurons of states: coordinates in flat order, and extra ones that permutations leave alone."""
+    return torch.cat([space.permute(x[:, : space.dim], perms), x[:, space.dim :]], dim=1)
+
+
+def _refuse_labels(batch: ZooBatch) -> None:
+    if batch.label is not None:
+        raise ValueError("optimal transport across labels biases a conditional flow; use IndependentCoupling")

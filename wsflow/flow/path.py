@@ -1,0 +1,125 @@
+r"""Probability paths between prior and weights.
+
+Given a pair :math:`(x_0, x_1)` of a coupling and times t, a path gives states :math:`x_t` and the velocity
+:math:`u_t` that a field should have there on average (conditional flow matching).
+
+*Geodesic path.*  With :math:`\gamma_t` the geodesic from :math:`x_0` to :math:`x_1` and a standard normal tangent
+vector :math:`\epsilon` at :math:`\gamma_t`,
+
+.. math:: x_t = \exp_{\gamma_t}(\sigma (1 - t) \epsilon), \quad u_t = \frac{\log_{x_t} x_1}{1 - t} .
+
+The noise ends with the path, so the flow ends at :math:`p_1`; it starts at :math:`p_0` widened by :math:`\sigma`.  The
+velocity starts from the noisy state: on a flat space
+:math:`u_t = x_1 - x_0 - \sigma \epsilon = \frac{d}{dt} x_t`.
+
+*Constant noise* (thesis, equations 3.11 and 3.12).
+
+.. math:: x_t = \gamma_t + \sigma \epsilon, \quad u_t = \dot\gamma_t .
+
+It ends at :math:`p_1` widened by :math:`\sigma`.  Shapes: states and velocities (B, dim), times (B,).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wsflow.flow.randomness import normal_like
+from wsflow.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class PathSample:
+    """States on conditional paths.
+
+    Attributes:
+        x0: (B, dim), where the paths start.
+        x1: (B, dim), where they end.
+        t: (B,), times in [0, 1).
+        x_t: (B, dim), states.
+        u_t: (B, dim), velocities, tangent at ``x_t``.
+    """
+
+    x0: Tensor
+    x1: Tensor
+    t: Tensor
+    x_t: Tensor
+    u_t: Tensor
+
+
+class ProbabilityPath(ABC):
+    """A law of states between the ends of a pair."""
+
+    @abstractmethod
+    def sample(
+        self, x0: Tensor, x1: Tensor, t: Tensor, geometry: Geometry, generator: torch.Generator | None = None
+    ) -> PathSample:
+        """Draw one state per pair.
+
+        Args:
+            x0: (B, dim), starts, on the geometry.
+            x1: (B, dim), ends, on the geometry.
+            t: (B,), times in [0, 1); at 1 itself the velocity is 0 / 0.
+            geometry: The space the flow lives in.
+            generator: Source of the noise.
+        """
+
+
+class GeodesicPath(ProbabilityPath):
+    """The geodesic, with tangent noise sigma (1 - t).
+
+    Args:
+        sigma: Standard deviation of the noise at t = 0, per coordinate.
+
+    Raises:
+        ValueError: for a negative sigma.
+    """
+
+    def __init__(self, sigma: float = 0.0) -> None:
+        self.sigma = _not_negative(sigma)
+
+    def sample(
+        self, x0: Tensor, x1: Tensor, t: Tensor, geometry: Geometry, generator: torch.Generator | None = None
+    ) -> PathSample:
+        """States near the geodesic and the velocities from there to x1."""
+        x_t = geometry.interpolate(x0, x1, t)
+        if self.sigma > 0:
+            noise = self.sigma * (1 - t)[:, None] * normal_like(x_t, generator)
+            x_t = geometry.exp(x_t, geometry.tangent(x_t, noise))
+        return PathSample(x0, x1, t, x_t, geometry.velocity(x_t, x1, t))
+
+
+class ConstantNoisePath(ProbabilityPath):
+    """The thesis's path: the geodesic with noise of one size at all times.
+
+    Exact where the geometry's paths are straight (Euclidean, Normalized).  On spheres the velocity of the mean path is
+    projected to the tangent space at the noisy state, which is right to first order in sigma.  An endpoint
+    parametrization divides the noise by 1 - t near the end of sampling; the velocity parametrization does not.
+
+    Args:
+        sigma: Standard deviation of the noise, per coordinate.
+
+    Raises:
+        ValueError: for a negative sigma.
+    """
+
+    def __init__(self, sigma: float = 0.001) -> None:
+        self.sigma = _not_negative(sigma)
+
+    def sample(
+        self, x0: Tensor, x1: Tensor, t: Tensor, geometry: Geometry, generator: torch.Generator | None = None
+    ) -> PathSample:
+        """States near the geodesic and the geodesic's own velocities."""
+        mean = geometry.interpolate(x0, x1, t)
+        noise = geometry.tangent(mean, self.sigma * normal_like(mean, generator))
+        x_t = geometry.exp(mean, noise)
+        return PathSample(x0, x1, t, x_t, geometry.tangent(x_t, geometry.velocity(mean, x1, t)))
+
+
+def _not_negative(sigma: float) -> float:
+    if not sigma >= 0:
+        raise ValueError(f"sigma must not be negative, got {sigma}")
+    return sigma

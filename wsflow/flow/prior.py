@@ -1,0 +1,158 @@
+r"""Where flows start: laws p0 of states at t = 0.
+
+Each prior is a law of weights, carried to the geometry by ``encode``.  Drawing always happens on the CPU, so that a
+sample does not depend on the device; :func:`sample_prior` gives every sample its own generator.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from wsflow.flow.randomness import sample_generator, sample_generators
+from wsflow.geometry import Euclidean, Geometry
+from wsflow.weightspace import GaussianInitializer, Initializer, NetworkInitializer
+
+
+class NoDensityError(ValueError):
+    """A density that does not exist or is not known in closed form."""
+
+
+class Prior(ABC):
+    """A law of states at t = 0."""
+
+    @abstractmethod
+    def sample(self, n: int, geometry: Geometry, generator: torch.Generator) -> Tensor:
+        """Draw states.
+
+        Args:
+            n: How many.
+            geometry: The space the flow lives in.
+            generator: Source of all randomness, on the CPU.
+
+        Returns:
+            (n, dim), on the geometry and on its device.
+        """
+
+    @abstractmethod
+    def log_prob(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """Log density (B,) of states (B, dim), in the volume of flat weight space.
+
+        Raises:
+            NoDensityError: where there is none in closed form; the message says why.
+        """
+
+    def sample_each(self, seed: int, indices: Iterable[int], geometry: Geometry) -> Tensor:
+        """States (n, dim), each a function of (seed, its index) alone; see :func:`sample_prior`."""
+        rows = [self.sample(1, geometry, generator) for generator in sample_generators(seed, indices)]
+        return torch.cat(rows) if rows else self.sample(0, geometry, torch.Generator())
+
+
+class GaussianPrior(Prior):
+    """Every weight and bias independent, N(0, std^2).
+
+    Args:
+        std: Standard deviation; the default is the variance 0.1 that the thesis initialises its networks with.
+
+    Raises:
+        ValueError: unless std is positive.
+    """
+
+    def __init__(self, std: float = 0.1**0.5) -> None:
+        self.std = std
+        self._initializer = GaussianInitializer(std)
+
+    def sample(self, n: int, geometry: Geometry, generator: torch.Generator) -> Tensor:
+        """(n, dim), encoded Gaussian weights."""
+        return _draw(self._initializer, n, geometry, generator)
+
+    def log_prob(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """Gaussian log density on Euclidean; refused elsewhere."""
+        if not isinstance(geometry, Euclidean):
+            raise NoDensityError(
+                f"the Gaussian prior has no closed density on {type(geometry).__name__}: its states are canonical "
+                "forms of Gaussian weights, and the law of those is not Gaussian; use the Euclidean geometry"
+            )
+        constant = x.shape[1] * (math.log(self.std) + math.log(2 * math.pi) / 2)
+        return -(x / self.std).square().sum(dim=1) / 2 - constant
+
+
+class NetworkPrior(Prior):
+    """The base network's own initialiser, ``reset_parameters`` of each of its layers."""
+
+    def sample(self, n: int, geometry: Geometry, generator: torch.Generator) -> Tensor:
+        """(n, dim), encoded initial weights."""
+        return _draw(NetworkInitializer(), n, geometry, generator)
+
+    def log_prob(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """Refused: the initialiser can be drawn from but not evaluated."""
+        raise NoDensityError("the network's initialiser is only known as a program that draws; use GaussianPrior")
+
+
+class StartsPrior(Prior):
+    """Given initial weights, such as those of a zoo's runs.
+
+    One call of :meth:`sample` draws without replacement, and so does one seed of :func:`sample_prior` (sample index i
+    gets entry i of a shuffle that the seed chooses); past R samples every start comes again.  The flow is deterministic
+    and maps the start of a training run to (about) its trained network: for new networks attach starts that no training
+    run had.
+
+    Args:
+        starts: (R, D), initial weights; None until :meth:`attach`.
+    """
+
+    def __init__(self, starts: Tensor | None = None) -> None:
+        self.starts = starts
+
+    def attach(self, starts: Tensor) -> Self:
+        """Use these initial weights (R, D).
+
+        Raises:
+            ValueError: unless they are a matrix with at least one row.
+        """
+        if starts.ndim != 2 or not len(starts):
+            raise ValueError(f"starts must be of shape (R, D) with R at least 1, got {tuple(starts.shape)}")
+        self.starts = starts
+        return self
+
+    def sample(self, n: int, geometry: Geometry, generator: torch.Generator) -> Tensor:
+        """(n, dim), encoded starts."""
+        rounds = [torch.randperm(len(self._given()), generator=generator) for _ in range(-(-n // len(self._given())))]
+        return self._take(torch.cat([*rounds, torch.empty(0, dtype=torch.long)])[:n], geometry)
+
+    def sample_each(self, seed: int, indices: Iterable[int], geometry: Geometry) -> Tensor:
+        """(n, dim), encoded starts at the shuffled places of the indices."""
+        order = torch.randperm(len(self._given()), generator=sample_generator(seed, 0))
+        return self._take(order[torch.tensor(list(indices), dtype=torch.long) % len(order)], geometry)
+
+    def log_prob(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """Refused: finitely many points have no density."""
+        raise NoDensityError("a finite set of starts has no density; use GaussianPrior with their std")
+
+    def _given(self) -> Tensor:
+        if self.starts is None:
+            raise ValueError("StartsPrior has no starts: attach the initial weights (R, D) to draw from")
+        return self.starts
+
+    def _take(self, rows: Tensor, geometry: Geometry) -> Tensor:
+        starts = self._given()
+        return geometry.encode(_place(starts[rows.to(starts.device)], geometry))
+
+
+def sample_prior(prior: Prior, geometry: Geometry, seed: int, indices: Iterable[int]) -> Tensor:
+    """States (n, dim) of the samples with these indices, however the indices are split over calls and processes."""
+    return prior.sample_each(seed, indices, geometry)
+
+
+def _draw(initializer: Initializer, n: int, geometry: Geometry, generator: torch.Generator) -> Tensor:
+    return geometry.encode(_place(initializer.sample(geometry.space, n, generator), geometry))
+
+
+def _place(theta: Tensor, geometry: Geometry) -> Tensor:
+    buffer = next(geometry.buffers(), None)
+    return theta if buffer is None else theta.to(buffer.device)
