@@ -1,0 +1,246 @@
+r"""Base tasks: the data, the network trained on it and how a network is judged.
+
+For the weights :math:`\theta` of B networks and N data points, a task gives logits or values (B, N, C), predictions
+(probabilities or values), a loss per network :math:`L_b = \frac{1}{N} \sum_n \ell(f_{\theta_b}(x_n), y_n)`, and the
+scores of the averaged prediction :math:`\bar f(x_n) = \frac{1}{B} \sum_b f_{\theta_b}(x_n)` (Bayesian model averaging).
+Networks and data points are streamed so that activations stay within a memory limit; means weigh every data point
+alike, whatever the batches.
+
+A task of your own subclasses :class:`~wsflow.tasks.ClassificationTask` or :class:`~wsflow.tasks.RegressionTask` and
+gives two things: ``network``, the description of the base network, and ``load``, the data.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from wsflow.tasks.description import build, describe
+from wsflow.weightspace import Objective, WeightSpace
+
+SPLITS = ("train", "val", "test")
+"""The names of the splits of a task's data."""
+
+
+class BaseTask(ABC):
+    """Data splits, base network and loss.
+
+    Init arguments are kept as attributes of the same name, so that a zoo's manifest can name the task and rebuild it.
+
+    Attributes:
+        memory: Bytes that the activations of a streamed forward pass may take.
+        local: Init arguments that say where data lies on this machine and not what the task is; descriptions leave
+            them out.
+        has_data: Whether there is data to train on; without it, networks are drawn.
+    """
+
+    memory: int = 256 * 2**20
+    local: ClassVar[tuple[str, ...]] = ()
+    has_data: bool = True
+
+    @property
+    @abstractmethod
+    def network(self) -> Mapping[str, Any]:
+        """The base network: ``{"class_path", "init_args", "output_activation"}``, plain data.
+
+        The class path names a function or class that returns the network and that can be imported.
+        """
+
+    @abstractmethod
+    def load(self) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Inputs (N, ...) and targets (N, ...) of ``train``, ``val`` and ``test``; called once."""
+
+    @abstractmethod
+    def predictions(self, logits: Tensor) -> Tensor:
+        """Probabilities or values (B, N, C) of logits (B, N, C)."""
+
+    @abstractmethod
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Loss of every data point, (B, N).
+
+        Args:
+            logits: (B, N, C).
+            targets: (N, ...) shared by all networks, or (B, N, ...).
+        """
+
+    @abstractmethod
+    def scores(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Further scores of every data point, each (B, N); the arguments are those of :meth:`losses`."""
+
+    @abstractmethod
+    def ensemble(self, theta: Tensor, split: str) -> dict[str, float]:
+        """Scores of the prediction averaged over the B networks ``theta`` (B, D)."""
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        """Draw n networks (n, D) from p1, where the task states that law.
+
+        Raises:
+            ValueError: for a task whose networks are trained on data.
+        """
+        raise ValueError(f"task {self.name} has no law of networks to draw from; its networks are trained")
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> BaseTask:
+        """The task that :attr:`description` describes.
+
+        Raises:
+            ValueError: where the class cannot be imported, is no task, or refuses its arguments.
+        """
+        task = build(description)
+        if not isinstance(task, BaseTask):
+            raise ValueError(f"{description['class_path']} is not a BaseTask")
+        return task
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """``{"class_path", "init_args"}``, plain data that rebuilds the task."""
+        return describe(self, leave_out=self.local)
+
+    @property
+    def name(self) -> str:
+        """The class's name in snake case."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    @cached_property
+    def space(self) -> WeightSpace:
+        """The weight space of the base network."""
+        return WeightSpace.from_description(self.network)
+
+    def data(self, split: str) -> tuple[Tensor, Tensor]:
+        """Inputs (N, ...) and targets (N, ...) of a split.
+
+        Raises:
+            ValueError: for an unknown split, a task without data, or inputs and targets of different lengths.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; splits are {', '.join(SPLITS)}")
+        if not self.has_data:
+            raise ValueError(f"task {self.name} has no data")
+        return self._data[split]
+
+    def probe(self, n: int, seed: int = 0) -> Tensor:
+        """Up to n inputs to compare functions on: the first of the validation data or, without data, Gaussian ones."""
+        if self.has_data:
+            return self.data("val")[0][:n]
+        size = next(group.size for group in self.space.groups if group.role == "input")
+        return torch.randn(n, size, generator=torch.Generator().manual_seed(seed))
+
+    @cached_property
+    def layer_sizes(self) -> list[int]:
+        """Numbers that each layer puts out for one data point and one network."""
+        sizes: list[int] = []
+        hooks = [
+            module.register_forward_hook(lambda _m, _i, output: sizes.append(output.numel()))
+            for module in self.space.template.modules()
+            if not isinstance(module, (nn.Sequential, nn.Flatten))
+        ]
+        with torch.no_grad():
+            self.space.template(self.probe(1).to(next(self.space.template.parameters())))
+        for hook in hooks:
+            hook.remove()
+        return sizes
+
+    def logits(self, theta: Tensor, split: str) -> Tensor:
+        """Outputs of B networks on a split, (B, N, C).
+
+        Args:
+            theta: (B, D).
+            split: ``train``, ``val`` or ``test``.
+        """
+        inputs, _ = self.data(split)
+        inputs = inputs.to(theta)
+        nets, points = self._chunks(len(theta), len(inputs))
+        rows = [torch.cat([self.space.forward(t, x) for x in inputs.split(points)], 1) for t in theta.split(nets)]
+        return torch.cat(rows)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Loss of every network, (B,): the mean of :meth:`losses` over data points; differentiable."""
+        return self.losses(logits, targets).mean(1)
+
+    @torch.no_grad()
+    def evaluate(self, theta: Tensor, split: str) -> dict[str, Tensor]:
+        """Scores of every network on a split, each (B,); ``loss`` is one of them.
+
+        Args:
+            theta: (B, D).
+            split: ``train``, ``val`` or ``test``.
+        """
+        means = self._means(theta, split)
+        return {**means, **self.derived(theta, split, means)}
+
+    def derived(self, theta: Tensor, split: str, means: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+        """Scores that follow from the means over data points, each (B,); none by default."""
+        return {}
+
+    def objective(self, split: str = "train", batch_size: int | None = None) -> Objective:
+        """The loss on a split as a function of weights.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            batch_size: Data points drawn with the objective's generator at each call, shared by all networks; None
+                for the whole split.
+
+        Raises:
+            ValueError: for an unknown split, a task without data or a batch larger than the split.
+        """
+        return TaskObjective(self, split, batch_size)
+
+    @cached_property
+    def _data(self) -> dict[str, tuple[Tensor, Tensor]]:
+        data = dict(self.load())
+        for split in SPLITS:
+            if split not in data:
+                raise ValueError(f"load() of task {self.name} gives no {split!r} split")
+            inputs, targets = data[split]
+            if len(inputs) != len(targets) or not len(inputs):
+                raise ValueError(f"{split} split of task {self.name}: {len(inputs)} inputs, {len(targets)} targets")
+        return data
+
+    def _chunks(self, networks: int, points: int) -> tuple[int, int]:
+        """How many networks and data points one forward pass takes."""
+        limit = max(1, self.memory // (4 * max(self.layer_sizes)))
+        points = max(1, min(points, limit))
+        return max(1, min(networks, limit // points)), points
+
+    def _stream(self, theta: Tensor, split: str) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+        """Networks, data points, their logits and targets, chunk by chunk."""
+        inputs, targets = self.data(split)
+        inputs, targets = inputs.to(theta), targets.to(theta.device)
+        nets, points = self._chunks(len(theta), len(inputs))
+        for i in range(0, len(theta), nets):
+            for j in range(0, len(inputs), points):
+                rows, columns = slice(i, i + nets), slice(j, j + points)
+                yield rows, columns, self.space.forward(theta[rows], inputs[columns]), targets[columns]
+
+    def _means(self, theta: Tensor, split: str) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = {}
+        for rows, _, logits, targets in self._stream(theta, split):
+            for name, value in {"loss": self.losses(logits, targets), **self.scores(logits, targets)}.items():
+                sums.setdefault(name, theta.new_zeros(len(theta)))[rows] += value.sum(1).to(theta.dtype)
+        count = len(self.data(split)[0])
+        return {name: total / count for name, total in sums.items()}
+
+
+class TaskObjective(Objective):
+    """A task's loss on a split; made by :meth:`BaseTask.objective`."""
+
+    def __init__(self, task: BaseTask, split: str, batch_size: int | None) -> None:
+        self.task, self.split, self.batch_size = task, split, batch_size
+        count = len(task.data(split)[0])
+        if batch_size is not None and not 1 <= batch_size <= count:
+            raise ValueError(f"batch_size {batch_size} does not fit the {count} data points of split {split!r}")
+
+    def __call__(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Loss of each network, (B,)."""
+        inputs, targets = self.task.data(self.split)
+        if self.batch_size is not None:
+            index = torch.randperm(len(inputs), generator=generator)[: self.batch_size]
+            inputs, targets = inputs[index], targets[index]
+        logits = self.task.space.forward(theta, inputs.to(theta))
+        return self.task.loss(logits, targets.to(theta.device))

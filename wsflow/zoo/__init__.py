@@ -1,0 +1,25 @@
+"""Zoos: many trained networks, collected, kept on disk and served to training."""
+
+from wsflow.zoo.collect import Collector
+from wsflow.zoo.optimizer import SGD, Adam, RunOptimizer
+from wsflow.zoo.share import parse_share, share_from_environment
+from wsflow.zoo.shards import ZooError
+from wsflow.zoo.snapshots import EverySnapshot, FinalSnapshot, SnapshotSchedule, ValidationSnapshot
+from wsflow.zoo.store import Zoo, split_runs, write_networks
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "Collector",
+    "EverySnapshot",
+    "FinalSnapshot",
+    "RunOptimizer",
+    "SnapshotSchedule",
+    "ValidationSnapshot",
+    "Zoo",
+    "ZooError",
+    "parse_share",
+    "share_from_environment",
+    "split_runs",
+    "write_networks",
+]

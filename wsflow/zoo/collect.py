@@ -1,0 +1,288 @@
+"""Collecting a zoo: many runs trained together, shard by shard.
+
+Runs 0 .. R - 1 are cut into shards of ``shard_runs`` runs, and each shard into chunks that fit the memory limit and are
+trained together.  Both cuts follow from the settings alone, so a collection that was killed and started again writes
+the same bytes on the same machine as one that was not.  Runs of another cut see the same starts and the same data in
+the same order; their weights agree to rounding.
+
+A run whose weights are not finite at any of its snapshots has diverged: it is dropped with all its snapshots, and its
+number stands in the manifest under ``dropped``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import warnings
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from wsflow.tasks.base import BaseTask
+from wsflow.tasks.description import describe
+from wsflow.weightspace import GaussianInitializer, Initializer
+from wsflow.zoo.optimizer import Adam, RunOptimizer
+from wsflow.zoo.shards import ZooError, read_json, read_sidecar, shard_tensors, write_json, write_shard
+from wsflow.zoo.snapshots import FinalSnapshot, SnapshotSchedule
+from wsflow.zoo.store import MANIFEST, VERSION, write_manifest
+from wsflow.zoo.train import DataOrder, Trajectories, draw_starts, run_generator, steps_per_epoch, train_runs
+
+SETTINGS = "settings.json"
+SCORED = ("val", "test")
+
+
+class Collector:
+    """Trains R runs of a task's base network and keeps their starts and snapshots.
+
+    Args:
+        runs: R.
+        epochs: Passes through the train data.
+        batch_size: Data points per run and step; the last batch of an epoch may be smaller.
+        optimizer: Adam with learning rate 1e-3 by default.
+        snapshots: Which points of a run are kept; the last by default.
+        initializer: The law of the starts; N(0, 0.1) by default.
+        seed: Of starts and data orders.
+        shard_runs: Runs per file, the unit of resuming.
+        memory: What training may take, such as ``2GiB``; it sets how many runs train together.
+        device: Where to train; not part of the zoo's settings.
+
+    Raises:
+        ValueError: where a number is not positive or the memory cannot be read.
+    """
+
+    def __init__(
+        self,
+        runs: int = 1000,
+        epochs: int = 50,
+        batch_size: int = 64,
+        optimizer: RunOptimizer | None = None,
+        snapshots: SnapshotSchedule | None = None,
+        initializer: Initializer | None = None,
+        seed: int = 0,
+        shard_runs: int = 250,
+        memory: str = "2GiB",
+        device: str = "cpu",
+    ) -> None:
+        for name, value in {"runs": runs, "epochs": epochs, "batch_size": batch_size, "shard_runs": shard_runs}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.runs, self.epochs, self.batch_size, self.seed = runs, epochs, batch_size, seed
+        self.optimizer = optimizer if optimizer is not None else Adam()
+        self.snapshots = snapshots if snapshots is not None else FinalSnapshot()
+        self.initializer = initializer if initializer is not None else GaussianInitializer()
+        self.shard_runs, self.memory, self.device = shard_runs, memory, device
+        self._bytes = parse_bytes(memory)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The settings that decide what the zoo holds, plain data."""
+        return describe(self, leave_out=["device"])
+
+    @property
+    def shards(self) -> int:
+        """The number of shards."""
+        return ceil(self.runs / self.shard_runs)
+
+    def chunk_runs(self, task: BaseTask) -> int:
+        """How many runs train together."""
+        return max(1, min(self.shard_runs, self.runs, self._bytes // self._bytes_per_run(task)))
+
+    def collect(
+        self, task: BaseTask, path: str | Path, share: tuple[int, int] = (0, 1), progress: bool = True
+    ) -> bool:
+        """Collect this process's share of the zoo; finished shards are kept.
+
+        Args:
+            task: The base task.
+            path: The zoo's directory.
+            share: (i, n): this process collects the shards whose number is i modulo n.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            Whether the zoo is now complete; otherwise other processes' shards are missing.
+
+        Raises:
+            ZooError: where the directory holds a zoo of other settings, or every run of a shard diverged.
+        """
+        path = Path(path)
+        self._claim(task, path)
+        mine = [i for i in range(self.shards) if i % share[1] == share[0] and read_sidecar(path, i) is None]
+        chunks = [chunk for i in mine for chunk in self._chunks(task, i)]
+        with tqdm(total=len(chunks) * self.epochs, desc="collect", unit="epoch", disable=None if progress else True) as bar:
+            for index in mine:
+                self._collect_shard(task, path, index, bar)
+        sidecars = [read_sidecar(path, index) for index in range(self.shards)]
+        finished = [sidecar for sidecar in sidecars if sidecar is not None]
+        complete = len(finished) == len(sidecars)
+        if complete and not (path / MANIFEST).exists():
+            write_manifest(path, task.space, finished, task=task, collector=self.description)
+        return complete
+
+    def estimate(self, task: BaseTask, steps: int = 5) -> dict[str, float]:
+        """Time and memory of a whole collection in one process, extrapolated from a few steps.
+
+        Args:
+            task: The base task.
+            steps: Steps to time, after one to warm up.
+
+        Returns:
+            ``seconds``, ``memory_bytes``, ``disk_bytes``, ``shards``, ``chunk_runs`` and ``steps`` per run.
+        """
+        dim, size = task.space.dim, self.chunk_runs(task)
+        kept, total = 1, 0
+        seconds = 0.0
+        if task.has_data:
+            each = steps_per_epoch(task, self.batch_size)
+            kept, total = len(self.snapshots.steps(each, self.epochs)), each * self.epochs
+            seconds = self._time_step(task, size, steps) * total * self.runs / size
+        networks = 4.0 * dim * kept
+        return {
+            "seconds": seconds,
+            "memory_bytes": size * self._bytes_per_run(task) + 3 * networks * min(self.runs, self.shard_runs),
+            "disk_bytes": self.runs * (networks + 4.0 * dim),
+            "shards": self.shards,
+            "chunk_runs": size,
+            "steps": total,
+        }
+
+    def _time_step(self, task: BaseTask, size: int, steps: int) -> float:
+        """Seconds per step of a chunk of ``size`` runs."""
+        start = draw_starts(task, self.initializer, self.seed, range(size))
+        count = min(len(task.data("train")[0]), self.batch_size)
+
+        def timed(epochs: int) -> float:
+            orders = _FirstBatch(DataOrder(len(task.data("train")[0]), self.seed, range(size)), count)
+            began = time.perf_counter()
+            train_runs(task, start, orders, self.optimizer, epochs, count, [epochs], self.device)
+            return time.perf_counter() - began
+
+        timed(1)
+        return timed(steps) / steps
+
+    def _bytes_per_run(self, task: BaseTask) -> int:
+        """A bound on what training one run takes: data, activations and their gradients, optimiser state."""
+        point = task.probe(1).numel() + 4 * sum(task.layer_sizes)
+        return 4 * (self.batch_size * point + 8 * task.space.dim)
+
+    def _chunks(self, task: BaseTask, shard: int) -> list[range]:
+        """The runs of a shard, cut into chunks."""
+        last, size = min(self.runs, (shard + 1) * self.shard_runs), self.chunk_runs(task)
+        return [range(i, min(i + size, last)) for i in range(shard * self.shard_runs, last, size)]
+
+    def _claim(self, task: BaseTask, path: Path) -> None:
+        """Write the settings to a new zoo, or compare them with those of one that exists."""
+        settings = {
+            "version": VERSION,
+            "task": task.description,
+            "space": dict(task.space.description or {}),
+            "collector": self.description,
+        }
+        settings = json.loads(json.dumps(settings))
+        file = path / SETTINGS
+        if file.exists():
+            refuse_other_settings(path, read_json(file), settings)
+        elif (path / MANIFEST).exists() or any(path.glob("shard-*")):
+            raise ZooError(f"{path} holds networks that 'collect' did not make; give another path")
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(file, settings)
+
+    def _collect_shard(self, task: BaseTask, path: Path, shard: int, bar: tqdm[Any]) -> None:
+        chunks = self._chunks(task, shard)
+        parts = [self._train(task, chunk, bar) for chunk in chunks]
+        theta = torch.cat([part.theta for part in parts])
+        start = torch.cat([part.start for part in parts]) if task.has_data else None
+        run = torch.arange(chunks[0].start, chunks[-1].stop)
+        finite = theta.isfinite().flatten(1).all(1)
+        dropped = run[~finite].tolist()
+        if dropped:
+            warnings.warn(f"dropped {len(dropped)} runs that diverged: {dropped}", stacklevel=2)
+        if len(dropped) == len(run):
+            raise ZooError(f"all runs of shard {shard} diverged; lower the learning rate")
+        tensors = self._score(task, theta[finite], run[finite], start[finite] if start is not None else None)
+        write_shard(path, shard, tensors, {"dropped": dropped})
+
+    def _train(self, task: BaseTask, runs: range, bar: tqdm[Any]) -> Trajectories:
+        if not task.has_data:
+            drawn = torch.cat([task.draw(1, run_generator(self.seed, run)) for run in runs])
+            bar.update(self.epochs)
+            return Trajectories(drawn, drawn[:, None])
+        start = draw_starts(task, self.initializer, self.seed, runs)
+        order = DataOrder(len(task.data("train")[0]), self.seed, runs)
+        steps = self._steps(task)
+        return train_runs(
+            task, start, order, self.optimizer, self.epochs, self.batch_size, steps, self.device, lambda: bar.update(1)
+        )
+
+    def _steps(self, task: BaseTask) -> list[int]:
+        if not task.has_data:
+            return [0]
+        steps = self.snapshots.steps(steps_per_epoch(task, self.batch_size), self.epochs)
+        if steps != sorted(set(steps)) or steps[0] < 1:
+            raise ValueError(f"{type(self.snapshots).__name__} gives steps that do not ascend from 1")
+        return steps
+
+    def _score(self, task: BaseTask, theta: Tensor, run: Tensor, start: Tensor | None) -> dict[str, Tensor]:
+        """The tensors of a shard: kept snapshots (B, S, D) in rows, with their metrics."""
+        steps = torch.tensor(self._steps(task))
+        rows = theta.flatten(0, 1)
+        metrics: dict[str, Tensor] = {}
+        keep = torch.ones(theta.shape[:2], dtype=torch.bool)
+        if task.has_data:
+            scores = {split: task.evaluate(rows.to(self.device), split) for split in SCORED}
+            metrics = {f"{split}.{name}": v.cpu() for split, found in scores.items() for name, v in found.items()}
+            keep = self.snapshots.keep(metrics["val.loss"].view(theta.shape[:2]))
+            keep[:, -1] = True
+        mask = keep.flatten()
+        return shard_tensors(
+            rows[mask],
+            run[:, None].expand(keep.shape).flatten()[mask],
+            steps.expand(keep.shape).flatten()[mask],
+            {name: value[mask] for name, value in metrics.items()},
+            start,
+            run,
+        )
+
+
+class _FirstBatch(DataOrder):
+    """The first mini-batch of every epoch, for timing single steps."""
+
+    def __init__(self, order: DataOrder, size: int) -> None:
+        self._order, self._size = order, size
+
+    def epoch(self) -> Tensor:
+        return self._order.epoch()[:, : self._size]
+
+
+def refuse_other_settings(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise ZooError where a zoo was collected with other settings; the message names the first that differs."""
+    differences = _differences(found, wanted, "")
+    if differences:
+        name, there, here = differences[0]
+        raise ZooError(f"{path} holds a zoo of other settings: {name} is {there} there and {here} here")
+
+
+def _differences(found: Any, wanted: Any, name: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = sorted(set(found) | set(wanted))
+        return [d for key in keys for d in _differences(found.get(key), wanted.get(key), f"{name}.{key}".strip("."))]
+    return [] if found == wanted else [(name, found, wanted)]
+
+
+def parse_bytes(text: str) -> int:
+    """``"2GiB"`` or ``"500MB"`` as a number of bytes.
+
+    Raises:
+        ValueError: where it is neither.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"memory must be a size such as 2GiB or 500MB, got {text!r}")
+    number, prefix, binary = match.groups()
+    base = 1024 if binary else 1000
+    return int(float(number) * base ** "KMGT".index(prefix.upper()) * base) if prefix else int(float(number))

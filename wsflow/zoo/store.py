@@ -1,0 +1,357 @@
+"""The zoo on disk: many trained networks in safetensors shards and one JSON manifest.
+
+The manifest ``zoo.json`` is written last, so a directory that has one is complete.  It holds the format and its
+version, the kind (``zoo`` of trained networks or ``samples`` of generated ones), descriptions of the task, the weight
+space and the collector, library versions, and the size and SHA-256 of every shard (:mod:`wsflow.zoo.shards`).
+Generated networks use the same format, without starts.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsflow.tasks.base import BaseTask
+from wsflow.tasks.splits import split_indices
+from wsflow.weightspace import WeightSpace
+from wsflow.zoo.shards import (
+    ZooError,
+    cat,
+    file_hash,
+    read_json,
+    read_tensors,
+    refuse_non_finite,
+    shard_tensors,
+    write_json,
+    write_shard,
+)
+
+FORMAT = "wsflow-zoo"
+VERSION = 1
+MANIFEST = "zoo.json"
+
+
+class Zoo:
+    """A zoo of N snapshots of R runs, opened for reading; weights are memory-mapped.
+
+    Open one with :meth:`open`.
+
+    Attributes:
+        path: Its directory.
+        manifest: Its manifest, plain data.
+        space: The weight space of its networks.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], space: WeightSpace) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.space = space
+
+    @classmethod
+    def open(cls, path: str | Path) -> Zoo:
+        """Open a zoo and check its manifest, the sizes of its files and the shapes of its tensors.
+
+        Raises:
+            ZooError: where there is no complete zoo, a file is missing or truncated, the manifest is foreign or of a
+                newer version, or the weights are of another architecture than the manifest says.
+        """
+        path = Path(path)
+        manifest = _read_manifest(path)
+        zoo = cls(path, manifest, WeightSpace.from_description(manifest["space"]))
+        zoo._check_files()
+        zoo._check_shapes()
+        return zoo
+
+    def __len__(self) -> int:
+        """N, the number of snapshots."""
+        return len(self.run)
+
+    @property
+    def kind(self) -> str:
+        """``zoo`` or ``samples``."""
+        return str(self.manifest["kind"])
+
+    @property
+    def task(self) -> BaseTask | None:
+        """The base task, rebuilt from the manifest; None where the manifest names none."""
+        return BaseTask.from_description(self.manifest["task"]) if self.manifest.get("task") else None
+
+    @cached_property
+    def theta(self) -> Tensor:
+        """(N, D) float32 weights; memory-mapped if the zoo has one shard, else read into memory."""
+        return cat([shard["theta"] for shard in self._shards])
+
+    @cached_property
+    def run(self) -> Tensor:
+        """(N,) int64, the run of each snapshot."""
+        return cat([shard["run"] for shard in self._shards])
+
+    @cached_property
+    def step(self) -> Tensor:
+        """(N,) int64, the number of optimiser steps behind each snapshot."""
+        return cat([shard["step"] for shard in self._shards])
+
+    @cached_property
+    def metrics(self) -> dict[str, Tensor]:
+        """(N,) float32 each, such as ``val.loss`` and ``test.accuracy``."""
+        names = [name for name in self._shards[0] if name.startswith("metric.")]
+        return {name.removeprefix("metric."): cat([shard[name] for shard in self._shards]) for name in names}
+
+    @cached_property
+    def start(self) -> Tensor | None:
+        """(R, D) float32, the initial weights of the runs in ``run_ids``; None where they are not known."""
+        return cat([shard["start"] for shard in self._shards]) if self.has_start else None
+
+    @cached_property
+    def run_ids(self) -> Tensor:
+        """(R,) int64, the runs, in the order of ``start``."""
+        return cat([shard["start_run"] for shard in self._shards]) if self.has_start else self.run.unique()
+
+    @property
+    def has_start(self) -> bool:
+        """Whether the runs' initial weights are known."""
+        return "start" in self._shards[0]
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Weights of the snapshots ``index`` (B,), a copy (B, D) that reads only these."""
+        shard_of = torch.bucketize(index, self._offsets[1:], right=True)
+        result = torch.empty(len(index), self.space.dim)
+        for number in shard_of.unique().tolist():
+            where = shard_of == number
+            result[where] = self._shards[number]["theta"][index[where] - self._offsets[number]]
+        return result
+
+    def starts_of(self, run: Tensor) -> Tensor:
+        """Initial weights (B, D) of the runs (B,), a copy.
+
+        Raises:
+            ZooError: where the zoo keeps no starts, or not of these runs.
+        """
+        if self.start is None:
+            raise ZooError(f"{self.path} keeps no initial weights")
+        return self.start[self.position(run)]
+
+    def position(self, run: Tensor) -> Tensor:
+        """Where the runs (B,) stand in ``run_ids``, (B,).
+
+        Raises:
+            ZooError: for a run that the zoo does not have.
+        """
+        ids, order = self._sorted_ids
+        place = torch.searchsorted(ids, run).clamp(max=len(ids) - 1)
+        if not torch.equal(ids[place], run):
+            raise ZooError(f"{self.path} has no run {int(run[ids[place] != run][0])}")
+        return order[place]
+
+    def final(self) -> Tensor:
+        """Indices (R,) of the last snapshot of each run, in the order of ``run_ids``."""
+        last = torch.full((len(self.run_ids),), -1)
+        by_step = self.step.argsort(stable=True)
+        last[self.position(self.run[by_step])] = by_step
+        return last
+
+    def verify(self) -> None:
+        """Read everything: checksums, finite weights, and that runs and starts belong together.
+
+        Raises:
+            ZooError: with the file and what is wrong with it.
+        """
+        for shard in self.manifest["shards"]:
+            if file_hash(self.path / shard["file"]) != shard["sha256"]:
+                raise ZooError(f"{self.path / shard['file']} is damaged: its SHA-256 is not the manifest's")
+        self.check_finite()
+        if len(self) != self.manifest["rows"] or not torch.equal(self.run.unique(), self.run_ids.sort().values):
+            raise ZooError(f"{self.path} is inconsistent: rows or runs are not those of the manifest")
+
+    def check_finite(self) -> None:
+        """Raise ZooError where weights or starts hold NaN or infinity; the message names the runs."""
+        for shard in self._shards:
+            refuse_non_finite(shard["theta"], shard["run"], f"{self.path}: weights")
+            if "start" in shard:
+                refuse_non_finite(shard["start"], shard["start_run"], f"{self.path}: starts")
+
+    @cached_property
+    def _shards(self) -> list[dict[str, Tensor]]:
+        return [read_tensors(self.path / shard["file"]) for shard in self.manifest["shards"]]
+
+    @cached_property
+    def _offsets(self) -> Tensor:
+        return torch.tensor([0, *(len(shard["run"]) for shard in self._shards)]).cumsum(0)
+
+    @cached_property
+    def _sorted_ids(self) -> tuple[Tensor, Tensor]:
+        ids, order = self.run_ids.sort()
+        return ids, order
+
+    def _check_files(self) -> None:
+        for shard in self.manifest["shards"]:
+            file = self.path / shard["file"]
+            if not file.exists():
+                raise ZooError(f"{file} is missing; the manifest lists it")
+            if file.stat().st_size != shard["bytes"]:
+                raise ZooError(f"{file} is truncated or damaged: {file.stat().st_size} bytes, not {shard['bytes']}")
+
+    def _check_shapes(self) -> None:
+        for shard, tensors in zip(self.manifest["shards"], self._shards, strict=True):
+            missing = {"theta", "run", "step"} - set(tensors)
+            if missing:
+                raise ZooError(f"{self.path / shard['file']} lacks the tensors {sorted(missing)}")
+            if tensors["theta"].shape[1:] != (self.space.dim,):
+                raise ZooError(
+                    f"{self.path / shard['file']} holds weights of another architecture: shape "
+                    f"{tuple(tensors['theta'].shape)}, but the manifest's weight space has D = {self.space.dim}"
+                )
+
+
+def split_runs(run_ids: Tensor, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0) -> dict[str, Tensor]:
+    """Split runs (R,) into ``train``, ``val`` and ``test`` runs, sorted; a function of the runs and the seed alone.
+
+    Raises:
+        ValueError: where the fractions do not add up to 1 or there are too few runs.
+    """
+    ids = run_ids.sort().values
+    parts = split_indices(len(ids), fractions, seed)
+    return {name: ids[part.sort().values] for name, part in zip(("train", "val", "test"), parts, strict=True)}
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what made a zoo."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    try:
+        versions["wsflow"] = version("wsflow")
+    except PackageNotFoundError:
+        versions["wsflow"] = "unknown"
+    return versions
+
+
+def write_manifest(
+    path: Path,
+    space: WeightSpace,
+    shards: Iterable[Mapping[str, Any]],
+    kind: str = "zoo",
+    task: BaseTask | None = None,
+    collector: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the manifest that completes a zoo, and remove what killed writers left behind.
+
+    Args:
+        path: The zoo's directory, which holds the shards.
+        space: The weight space; it needs a description.
+        shards: Sidecars of all shards, in order.
+        kind: ``zoo`` or ``samples``.
+        task: The base task.
+        collector: The collector's settings.
+        extra: Further plain data, such as the settings behind generated networks.
+
+    Raises:
+        ZooError: where the space has no description or there is no network.
+    """
+    if space.description is None:
+        raise ZooError("a zoo needs a weight space with a description: build it with WeightSpace.from_description")
+    listed = [dict(shard) for shard in shards]
+    if not sum(shard["rows"] for shard in listed):
+        raise ZooError(f"there are no networks to keep in {path}")
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": kind,
+        "task": task.description if task is not None else None,
+        "space": dict(space.description),
+        "dim": space.dim,
+        "collector": dict(collector) if collector is not None else None,
+        "libraries": libraries(),
+        "rows": sum(shard["rows"] for shard in listed),
+        "runs": sum(shard["runs"] for shard in listed),
+        "dropped": sorted(run for shard in listed for run in shard.get("dropped", [])),
+        **(extra or {}),
+        "shards": listed,
+    }
+    write_json(path / MANIFEST, manifest)
+    for leftover in path.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def write_networks(
+    path: str | Path,
+    theta: Tensor,
+    space: WeightSpace,
+    run: Tensor | None = None,
+    step: Tensor | None = None,
+    start: Tensor | None = None,
+    metrics: Mapping[str, Tensor] | None = None,
+    task: BaseTask | None = None,
+    kind: str = "samples",
+    extra: Mapping[str, Any] | None = None,
+    shard_rows: int = 65536,
+) -> None:
+    """Write networks that are at hand, such as generated ones, as a zoo.
+
+    Args:
+        path: Directory to make; it must not hold a zoo.
+        theta: (N, D) weights.
+        space: Their weight space; it needs a description.
+        run: (N,) run or sample index, sorted; ``0 .. N - 1`` by default.
+        step: (N,), ascending within a run; 0 by default.
+        start: (R, D) initial weights of the R distinct runs, in ascending order of runs.
+        metrics: (N,) each.
+        task: The base task.
+        kind: ``samples`` or ``zoo``.
+        extra: Further plain data for the manifest.
+        shard_rows: Networks per file.
+
+    Raises:
+        ZooError: where the path holds a zoo, a weight is not finite, or the shapes do not fit.
+    """
+    path, count = Path(path), len(theta)
+    if (path / MANIFEST).exists():
+        raise ZooError(f"{path} already holds a zoo; give another path or remove it")
+    space.check(theta)
+    run = torch.arange(count) if run is None else run.cpu()
+    step = torch.zeros(count, dtype=torch.long) if step is None else step
+    ids, sizes = run.unique_consecutive(return_counts=True)
+    if not (len(run) == len(step) == count) or not torch.equal(ids, run.unique()):
+        raise ZooError("run and step must have one entry per network, and runs must ascend")
+    if start is not None and len(start) != len(ids):
+        raise ZooError(f"{len(start)} starts for {len(ids)} runs")
+    sidecars, ends = [], sizes.cumsum(0)
+    for index, first, last in _by_runs(ends, shard_rows):
+        rows = slice(int(ends[first - 1]) if first else 0, int(ends[last - 1]))
+        values = {name: value[rows] for name, value in (metrics or {}).items()}
+        begin = start[first:last] if start is not None else None
+        tensors = shard_tensors(theta[rows], run[rows], step[rows], values, begin, ids[first:last])
+        sidecars.append(write_shard(path, index, tensors))
+    write_manifest(path, space, sidecars, kind, task, extra=extra)
+
+
+def _by_runs(ends: Tensor, shard_rows: int) -> list[tuple[int, int, int]]:
+    """Shard numbers and the ranges of whole runs they hold, about ``shard_rows`` rows each."""
+    shard = (ends - 1) // shard_rows
+    _, counts = shard.unique_consecutive(return_counts=True)
+    lasts = counts.cumsum(0).tolist()
+    return [(i, first, last) for i, (first, last) in enumerate(zip([0, *lasts], lasts, strict=False))]
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise ZooError(f"there is no zoo at {path}; make one with 'wsflow collect'")
+    if not (path / MANIFEST).exists():
+        done = len(list(path.glob("shard-*.json")))
+        hint = f"{done} shards are finished; run the same 'wsflow collect' again to complete it" if done else "empty"
+        raise ZooError(f"there is no complete zoo at {path}: {hint}")
+    manifest = read_json(path / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ZooError(f"{path / MANIFEST} is not the manifest of a wsflow zoo")
+    if manifest.get("version", 0) > VERSION:
+        raise ZooError(f"{path} has format version {manifest['version']}; this wsflow reads up to {VERSION}: update it")
+    missing = {"kind", "task", "space", "rows", "shards"} - set(manifest)
+    if missing or not manifest["shards"]:
+        raise ZooError(f"{path / MANIFEST} is damaged: it lacks {sorted(missing) or 'shards'}")
+    return manifest

@@ -1,0 +1,120 @@
+r"""Training many runs together.
+
+The weights of B runs are one leaf tensor (B, D).  One step draws a mini-batch for every run, in the run's own order,
+and descends
+
+.. math:: \sum_{b=1}^{B} \frac{1}{n_b} \sum_{i=1}^{n_b} \ell(f_{\theta_b}(x_{b,i}), y_{b,i}),
+
+whose gradient in :math:`\theta_b` is that of run b alone.  The last, smaller mini-batch of an epoch is kept.
+
+The start of run r comes from (seed, r), its data order from (seed, r) by another stream: neither depends on which runs
+share a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import ceil
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsflow.tasks.base import BaseTask
+from wsflow.weightspace import Initializer
+from wsflow.zoo.optimizer import RunOptimizer
+
+START, ORDER = 0, 1
+
+
+class Trajectories(NamedTuple):
+    """What B runs leave behind.
+
+    Attributes:
+        start: (B, D), initial weights.
+        theta: (B, S, D), S snapshots of each run.
+    """
+
+    start: Tensor
+    theta: Tensor
+
+
+def run_seed(seed: int, run: int, stream: int) -> np.random.SeedSequence:
+    """Independent randomness for a run: a function of (seed, run, stream) alone."""
+    return np.random.SeedSequence(seed, spawn_key=(stream, run))
+
+
+def run_generator(seed: int, run: int) -> torch.Generator:
+    """The generator of a run's start."""
+    state = run_seed(seed, run, START).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) % 2**63)
+
+
+def draw_starts(task: BaseTask, initializer: Initializer, seed: int, runs: Sequence[int]) -> Tensor:
+    """(B, D), the start of every run from its own generator."""
+    return torch.cat([initializer.sample(task.space, 1, run_generator(seed, run)) for run in runs])
+
+
+class DataOrder:
+    """The order in which each run sees the data.
+
+    Args:
+        count: N, the number of data points.
+        seed: The collector's seed.
+        runs: The B runs.
+    """
+
+    def __init__(self, count: int, seed: int, runs: Sequence[int]) -> None:
+        self.count = count
+        self._generators = [np.random.Generator(np.random.PCG64(run_seed(seed, run, ORDER))) for run in runs]
+
+    def epoch(self) -> Tensor:
+        """(B, N), the next epoch's permutation of every run."""
+        return torch.from_numpy(np.stack([generator.permutation(self.count) for generator in self._generators]))
+
+
+def train_runs(
+    task: BaseTask,
+    start: Tensor,
+    order: DataOrder,
+    optimizer: RunOptimizer,
+    epochs: int,
+    batch_size: int,
+    snapshots: Sequence[int],
+    device: str = "cpu",
+    on_epoch: Callable[[], object] = lambda: None,
+) -> Trajectories:
+    """Train B runs together.
+
+    Args:
+        task: Data, network and loss.
+        start: (B, D), initial weights.
+        order: Data order of the B runs.
+        optimizer: Of the weights.
+        epochs: Passes through the train split.
+        batch_size: Data points per run and step.
+        snapshots: Steps, counted from 1, after which the weights are kept.
+        device: Where to train.
+        on_epoch: Called after every epoch.
+    """
+    inputs, targets = (tensor.to(device) for tensor in task.data("train"))
+    inputs = inputs.to(start.dtype)
+    theta = start.to(device, copy=True).requires_grad_(True)
+    descent, wanted, kept, step = optimizer.build(theta), set(snapshots), [], 0
+    for _ in range(epochs):
+        for index in order.epoch().to(device).split(batch_size, dim=1):
+            logits = task.space.forward(theta, inputs[index], per_network=True)
+            descent.zero_grad()
+            torch.autograd.backward(task.loss(logits, targets[index]).sum())
+            descent.step()
+            step += 1
+            if step in wanted:
+                kept.append(theta.detach().cpu().clone())
+        on_epoch()
+    return Trajectories(start, torch.stack(kept, dim=1))
+
+
+def steps_per_epoch(task: BaseTask, batch_size: int) -> int:
+    """Mini-batches in an epoch, the last and smaller one included."""
+    return ceil(len(task.data("train")[0]) / batch_size)
