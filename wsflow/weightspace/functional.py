@@ -32,6 +32,14 @@ def forward(space: WeightSpace, theta: Tensor, inputs: Tensor, per_network: bool
     Raises:
         ValueError: where the weights do not fit the space.
     """
-    call = torch.vmap(lambda weights, x: functional_call(space.template, weights, (x,)), (0, 0 if per_network else None))
-    result: Tensor = call(space.unflatten(theta), inputs)
-    return result
+    frozen = {
+        name: value.to(theta) if value.is_floating_point() else value.to(theta.device)
+        for name, value in space.template.state_dict().items()
+        if name not in space.names
+    }
+
+    def single(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        result: Tensor = functional_call(space.template, {**frozen, **weights}, (x,))
+        return result
+
+    return torch.vmap(single, (0, 0 if per_network else None))(space.unflatten(theta), inputs)

@@ -49,7 +49,7 @@ class NetworkInitializer(Initializer):
         module = copy.deepcopy(space.template).cpu()
         seed = int(torch.randint(2**62, (), generator=generator))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             return torch.stack([self._draw(space, module) for _ in range(n)])
 
     @staticmethod

@@ -114,6 +114,11 @@ class WeightBlock:
     start: int
 
     @property
+    def ends(self) -> tuple[tuple[str, int], ...]:
+        """The groups at its ends, with the sizes it needs them to have."""
+        return ((self.source, self.in_), (self.target, self.out))
+
+    @property
     def depth(self) -> int:
         """Numbers carried by one edge."""
         return prod(self.kernel)
@@ -139,7 +144,6 @@ class GroupVector:
         kind: What the numbers are; running statistics are buffers and not coordinates of the flow.
         size: Size of the group.
         start: Offset in the flat vector (for buffers: in the vector of buffers).
-        blocks: Names of the weight blocks whose sum this vector is added to, for biases.
     """
 
     name: str
@@ -147,6 +151,11 @@ class GroupVector:
     kind: VectorKind
     size: int
     start: int
+
+    @property
+    def ends(self) -> tuple[tuple[str, int], ...]:
+        """The group it sits on, with the size it needs that to have."""
+        return ((self.group, self.size),)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -178,7 +187,12 @@ class WeightSpace:
         buffers: Running statistics, moved by permutations and rescalings but not part of ``theta``.
         description: ``{"class_path", "init_args", "output_activation"}`` of the network factory, from which a
             checkpoint rebuilds the space; None for a space built from a module instance.
-        template: A network of the architecture; its own parameter values are only used where ``select=`` froze them.
+        template: A network of the architecture in eval mode; its own values are only used for what is not part of
+            the space (what ``select=`` froze, buffers).
+
+    Raises:
+        ValueError: where blocks and vectors name unknown groups, have other sizes than these, or do not lie one after
+            another in the flat vector.
     """
 
     groups: tuple[NeuronGroup, ...]
@@ -187,6 +201,17 @@ class WeightSpace:
     buffers: tuple[GroupVector, ...] = ()
     description: Mapping[str, Any] | None = field(default=None, compare=False)
     template: nn.Module = field(default_factory=nn.Identity, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        sizes = {group.name: group.size for group in self.groups}
+        end = 0
+        for tensor in self.tensors:
+            if any(sizes.get(name) != size for name, size in tensor.ends):
+                raise ValueError(f"tensor {tensor.name!r} needs groups {dict(tensor.ends)}, the space has {sizes}")
+            if tensor.start != end or prod(tensor.shape) != tensor.numel:
+                shape = tuple(tensor.shape)
+                raise ValueError(f"tensor {tensor.name!r} of shape {shape} must start at {end} in the flat vector")
+            end += tensor.numel
 
     @classmethod
     def from_module(
@@ -213,17 +238,28 @@ class WeightSpace:
         Args:
             description: ``{"class_path": str, "init_args": dict, "output_activation": str}``, plain data.
 
+        The caller's random state is left as it is: the values of the network built here are a function of the
+        description.
+
         Raises:
-            ValueError: for a class path that cannot be imported.
+            ValueError: for a class path that cannot be imported or called with ``init_args``, and for other keys.
         """
-        path, args = description["class_path"], description.get("init_args") or {}
+        if unknown := set(description) - {"class_path", "init_args", "output_activation", "select"}:
+            raise ValueError(f"unknown keys {sorted(unknown)} in the description of a network")
+        path, args = description.get("class_path") or "", description.get("init_args") or {}
         module_name, _, name = path.rpartition(".")
         try:
             factory = getattr(importlib.import_module(module_name), name)
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(f"network factory {path!r} cannot be imported: {error}") from error
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(0)
+                network = factory(**args)
+        except TypeError as error:
+            raise ValueError(f"network factory {path!r} cannot be called with {dict(args)}: {error}") from error
         activation = description.get("output_activation", "softmax")
-        space = cls.from_module(factory(**args), output_activation=activation, select=description.get("select"))
+        space = cls.from_module(network, output_activation=activation, select=description.get("select"))
         plain = {"class_path": path, "init_args": dict(args), "output_activation": activation}
         if description.get("select"):
             plain["select"] = description["select"]
@@ -240,6 +276,11 @@ class WeightSpace:
         """D, the number of coordinates."""
         return sum(tensor.numel for tensor in self.tensors)
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of the tensors that are coordinates."""
+        return frozenset(tensor.name for tensor in self.tensors)
+
     @property
     def hidden(self) -> tuple[NeuronGroup, ...]:
         """The groups that permute."""
@@ -250,13 +291,15 @@ class WeightSpace:
         return next(group for group in self.groups if group.name == name)
 
     def incoming(self, group: str) -> Tensor:
-        """Coordinates of each neuron's incoming weights, (size, fan_in) indices into the flat vector."""
-        return torch.cat([self._index(block) for block in self.blocks if block.target == group], dim=1)
+        """Coordinates of each neuron's incoming weights, (size, fan_in) indices; fan_in is 0 without a block."""
+        none = torch.empty(self.group(group).size, 0, dtype=torch.long)
+        return torch.cat([none, *(self._index(block) for block in self.blocks if block.target == group)], dim=1)
 
     def outgoing(self, group: str) -> Tensor:
-        """Coordinates of each neuron's outgoing weights, (size, fan_out) indices into the flat vector."""
+        """Coordinates of each neuron's outgoing weights, (size, fan_out) indices; fan_out is 0 without a block."""
+        none = torch.empty(self.group(group).size, 0, dtype=torch.long)
         blocks = (block for block in self.blocks if block.source == group)
-        return torch.cat([self._index(block, by_source=True) for block in blocks], dim=1)
+        return torch.cat([none, *(self._index(block, by_source=True) for block in blocks)], dim=1)
 
     def attached(self, group: str, kind: VectorKind = "bias") -> Tensor:
         """Coordinates of the vectors of that kind on a group, (size, k) indices; k is 0 where there is none."""
@@ -329,7 +372,9 @@ class WeightSpace:
             raise ValueError(f"to_module takes one network of shape ({self.dim},), got {tuple(theta.shape)}")
         module = copy.deepcopy(self.template).to(theta)
         state = {name: value.detach().clone() for name, value in self.unflatten(theta).items()}
-        module.load_state_dict(state, strict=False)
+        unknown = module.load_state_dict(state, strict=False).unexpected_keys
+        if unknown:
+            raise ValueError(f"the space's template has no tensor {unknown[0]!r}; give WeightSpace its network")
         return module.eval().requires_grad_(True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WeightSpace:

@@ -39,7 +39,7 @@ def permute(space: WeightSpace, theta: Tensor, perms: Sequence[Tensor]) -> Tenso
     space.check(theta)
     _fits(space, perms, "permutations")
     batch = theta.shape[0]
-    moves = {group.name: p.expand(batch, -1) for group, p in zip(space.hidden, perms, strict=True)}
+    moves = {group.name: p.to(theta.device).expand(batch, -1) for group, p in zip(space.hidden, perms, strict=True)}
     for group in space.groups:
         moves.setdefault(group.name, torch.arange(group.size, device=theta.device).expand(batch, -1))
     index = torch.empty(theta.shape, dtype=torch.long, device=theta.device)
@@ -73,19 +73,17 @@ def rescale(space: WeightSpace, theta: Tensor, scales: Sequence[Tensor]) -> Tens
     factors = {group.name: s.to(theta).expand(batch, -1) for group, s in zip(space.hidden, scales, strict=True)}
     for group in space.groups:
         factors.setdefault(group.name, theta.new_ones(batch, group.size))
-    parts = []
-    for tensor in space.tensors:
-        if hasattr(tensor, "source"):
-            ratio = factors[tensor.target][:, :, None] / factors[tensor.source][:, None, :]
-            factor = ratio[..., None].expand(*ratio.shape, tensor.depth).flatten(1)
-        else:
-            factor = factors[tensor.group]
-        parts.append(theta[:, tensor.slice] * factor)
-    return torch.cat(parts, dim=1)
+    factor = torch.empty_like(theta)
+    for block in space.blocks:
+        ratio = factors[block.target][:, :, None] / factors[block.source][:, None, :]
+        factor[:, block.slice] = ratio[..., None].expand(*ratio.shape, block.depth).flatten(1)
+    for vector in space.vectors:
+        factor[:, vector.slice] = factors[vector.group]
+    return theta * factor
 
 
 def invert(perms: Sequence[Tensor]) -> list[Tensor]:
-    """The inverse permutations: ``permute(permute(theta, p), invert(p))`` is ``theta``."""
+    """The inverse permutations: doing ``perms`` and then these leaves every network as it was."""
     return [p.argsort(dim=-1) for p in perms]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
 from torch import nn
 
@@ -54,14 +55,15 @@ def trace(module: nn.Module, output_activation: str = "softmax", select: str | N
     blocks, vectors, start = [], [], 0
     for i, (name, layer) in enumerate(linears):
         shape = (layer.out_features, layer.in_features)
-        if pattern.fullmatch(f"{name}.weight"):
-            block = WeightBlock(f"{name}.weight", names[i], names[i + 1], *shape, (), shape, start)
+        weight, bias = _join(name, "weight"), _join(name, "bias")
+        if pattern.fullmatch(weight):
+            block = WeightBlock(weight, names[i], names[i + 1], *shape, (), shape, start)
             blocks.append(block)
             start += block.numel
         else:
             frozen |= {names[i], names[i + 1]}
-        if layer.bias is not None and pattern.fullmatch(f"{name}.bias"):
-            vectors.append(GroupVector(f"{name}.bias", names[i + 1], "bias", shape[0], start))
+        if layer.bias is not None and pattern.fullmatch(bias):
+            vectors.append(GroupVector(bias, names[i + 1], "bias", shape[0], start))
             start += shape[0]
         elif layer.bias is not None:
             frozen.add(names[i + 1])
@@ -88,6 +90,7 @@ def _read(module: nn.Module) -> tuple[list[tuple[str, nn.Linear]], list[str]]:
     pending: str | None = None
     known = {cls: name for name, cls in ACTIVATIONS.items()}
     for name, layer in _leaves(module):
+        what = f"{type(layer).__name__} at {name or 'the top'!r}"
         if type(layer) is nn.Linear:
             activations.append(pending or "identity")
             linears.append((name, layer))
@@ -95,18 +98,16 @@ def _read(module: nn.Module) -> tuple[list[tuple[str, nn.Linear]], list[str]]:
         elif type(layer) in known:
             if pending is not None or not linears:
                 where = "directly after another activation" if linears else "before the first Linear"
-                raise UnsupportedModuleError(f"{type(layer).__name__} at {name!r} stands {where}")
+                raise UnsupportedModuleError(f"{what} stands {where}")
             pending = known[type(layer)]
-        elif not isinstance(layer, PASS_THROUGH):
+        elif type(layer) not in PASS_THROUGH:
             supported = ["Sequential", "Linear", *(c.__name__ for c in (*PASS_THROUGH, *known))]
-            raise UnsupportedModuleError(
-                f"{type(layer).__name__} at {name or 'the top'!r} is not supported; supported are {', '.join(supported)}"
-            )
+            raise UnsupportedModuleError(f"{what} is not supported; supported are {', '.join(supported)}")
     if not linears:
         raise UnsupportedModuleError(f"{type(module).__name__} has no Linear layer")
     if pending is not None:
         raise UnsupportedModuleError(f"the network ends in {pending}; it must end in a Linear layer (logits or values)")
-    for (name, before), (other, after) in zip(linears, linears[1:], strict=False):
+    for (name, before), (other, after) in pairwise(linears):
         if before.out_features != after.in_features:
             raise UnsupportedModuleError(
                 f"{other!r} reads {after.in_features} features but {name!r} gives {before.out_features}"
@@ -124,5 +125,11 @@ def _leaves(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
     if type(module) is not nn.Sequential:
         yield prefix, module
         return
-    for name, child in module.named_children():
-        yield from _leaves(child, f"{prefix}.{name}" if prefix else name)
+    # Not named_children(), which passes over a module that stands in two places.
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _leaves(child, _join(prefix, name))
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
