@@ -31,6 +31,9 @@ from wsflow.alignment import Aligner
 from wsflow.geometry import Geometry
 from wsflow.weightspace import WeightSpace, ZooBatch
 
+ELEMENTS = 2**23
+"""Weights of pairs that are matched at once."""
+
 
 class Coupling(ABC):
     """A way to pair prior states with trained networks."""
@@ -100,14 +103,20 @@ class AlignedOptimalTransportCoupling(Coupling):
         """The best assignment after matching, and the matched x0."""
         _refuse_labels(batch)
         x1 = geometry.encode(batch.x1)
-        theta0, theta1 = geometry.decode(x0), geometry.decode(x1)
-        moved, columns = [], []
-        for end, reference in zip(x1, theta1, strict=True):
-            perms = self.aligner.align(geometry.space, theta0, reference)
-            moved.append(_permute(geometry.space, x0, perms))
-            columns.append(geometry.distance(moved[-1], end.expand_as(x0)).square())
-        rows = assign(torch.stack(columns, dim=1))
-        return torch.stack([states[row] for states, row in zip(moved, rows.tolist(), strict=True)]), x1
+        columns = max(1, ELEMENTS // max(1, x0.numel()))
+        parts = [self._match(x0, ends, geometry) for ends in x1.split(columns)]
+        rows = assign(torch.cat([cost for cost, _ in parts]).T)
+        perms = [torch.cat(group) for group in zip(*(perms for _, perms in parts), strict=True)]
+        chosen = [group[torch.arange(len(rows)), rows] for group in perms]
+        return _permute(geometry.space, x0[rows], chosen), x1
+
+    def _match(self, x0: Tensor, x1: Tensor, geometry: Geometry) -> tuple[Tensor, list[Tensor]]:
+        """Squared distances (m, n) of x1 (m, dim) to the matched x0 (n, dim), and the permutations (m, n, size)."""
+        n, m = len(x0), len(x1)
+        starts, ends = x0.repeat(m, 1), x1.repeat_interleave(n, dim=0)
+        perms = self.aligner.align(geometry.space, geometry.decode(starts), geometry.decode(ends))
+        cost = geometry.distance(_permute(geometry.space, starts, perms), ends).square()
+        return cost.view(m, n), [group.view(m, n, -1) for group in perms]
 
 
 class TrajectoryCoupling(Coupling):
