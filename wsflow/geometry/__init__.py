@@ -1,6 +1,9 @@
 """Geometries: the spaces that flows live in."""
 
 from wsflow.geometry.base import Geometry
+from wsflow.geometry.canonical import CanonicalForm
 from wsflow.geometry.euclidean import Euclidean
+from wsflow.geometry.geometric import Geometric
+from wsflow.geometry.normalized import Normalized
 
-__all__ = ["Euclidean", "Geometry"]
+__all__ = ["CanonicalForm", "Euclidean", "Geometric", "Geometry", "Normalized"]

@@ -98,7 +98,7 @@ class Geometry(nn.Module, ABC):
         """Distances (n, m) of (n, dim) to (m, dim), all at once."""
 
     @final
-    def inner(self, x: Tensor, u: Tensor, v: Tensor, weight: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def inner(self, x: Tensor, u: Tensor, v: Tensor, weight: Tensor | None = None) -> Tensor:
         """Inner product of tangent vectors at ``x``.
 
         Args:
@@ -131,7 +131,7 @@ class Geometry(nn.Module, ABC):
     def pairwise_distance(self, x: Tensor, y: Tensor) -> Tensor:
         """Distances (n, m) of every ``x`` (n, dim) to every ``y`` (m, dim), in blocks of bounded memory."""
         rows = max(1, CHUNK // max(1, y.shape[0] * len(self.factors)))
-        return torch.cat([self._pairwise(part, y) for part in x.split(rows)])
+        return torch.cat([self._pairwise(part, y) for part in torch.split(x, rows)])
 
     @final
     def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Euclidean(Geometry):
         """``x``: every vector is a point."""
         return x
 
-    def tangent(self, x: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002
+    def tangent(self, x: Tensor, v: Tensor) -> Tensor:
         """``v``: every vector is tangent."""
         return v
 

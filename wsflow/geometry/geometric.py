@@ -1,0 +1,84 @@
+r"""Canonical networks on a product of spheres and lines (thesis section 6.2.3).
+
+Each normalised hidden neuron is a point of the unit sphere of its incoming weights, the last layer of a classifier one
+of the sphere of all its weights; every other coordinate is a line.  Geodesics are great circles on the spheres and
+straight on the lines, and squared distances add up.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsflow.geometry import sphere
+from wsflow.geometry.base import Geometry, import_geoopt
+from wsflow.geometry.canonical import CanonicalForm
+from wsflow.geometry.euclidean import flat_distances
+from wsflow.weightspace import WeightSpace
+
+
+class Geometric(Geometry):
+    """Canonical forms joined by geodesics of a product of spheres and lines.
+
+    Args:
+        space: The weight space.
+        keep_scale: Whether the scale of a classifier's last layer is a coordinate (then dim is D + 1); otherwise
+            every decoded network has a last layer of norm sqrt(C).
+
+    Raises:
+        ValueError: where the space has no canonical form; see :class:`wsflow.geometry.canonical.CanonicalForm`.
+    """
+
+    def __init__(self, space: WeightSpace, keep_scale: bool = True) -> None:
+        form = CanonicalForm(space, keep_scale)
+        super().__init__(space, form.dim, form.factors)
+        self.form = form
+
+    def encode(self, theta: Tensor) -> Tensor:
+        """Weights (B, D) to canonical forms (B, dim)."""
+        return self.form.encode(theta)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Points (B, dim) to weights (B, D)."""
+        return self.form.decode(x)
+
+    def project(self, x: Tensor) -> Tensor:
+        """``x`` with every sphere's coordinates divided by their norm."""
+        return self.form.project(x)
+
+    def tangent(self, x: Tensor, v: Tensor) -> Tensor:
+        """``v`` less its radial part on every sphere."""
+        return self.form.product.apply_pairs(sphere.tangent, lambda _, rest: rest, x, v)
+
+    def exp(self, x: Tensor, v: Tensor) -> Tensor:
+        """Great circles on the spheres, straight on the lines."""
+        return self.form.product.apply_pairs(sphere.exp, operator.add, x, v)
+
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """The initial velocity of the geodesic to ``y``; see :mod:`wsflow.geometry.sphere` for antipodes."""
+        return self.form.product.apply_pairs(sphere.log, lambda a, b: b - a, x, y)
+
+    def to_geoopt(self) -> Any:
+        """A product of spheres and a Euclidean rest.
+
+        Its coordinates are those of :attr:`order`: ``x[..., geometry.order]`` is the point of the product that belongs
+        to ``x``.
+        """
+        geoopt = import_geoopt()
+        spheres = [(geoopt.Sphere(), shape) for shape in self.form.product.shapes]
+        return geoopt.ProductManifold(*spheres, (geoopt.Euclidean(1), self.form.product.rest))
+
+    @property
+    def order(self) -> Tensor:
+        """(dim,), coordinates in the order of the product: per hidden group its neurons, the last layer, the lines."""
+        return self.form.product.order
+
+    def _pairwise(self, x: Tensor, y: Tensor) -> Tensor:
+        (x_spheres, x_rest), (y_spheres, y_rest) = self.form.product.split(x), self.form.product.split(y)
+        square = flat_distances(x_rest, y_rest).square()
+        for a, b in zip(x_spheres, y_spheres, strict=True):
+            square = square + sphere.pairwise_angles(a.transpose(0, 1), b.transpose(0, 1)).square().sum(0)
+        return torch.sqrt(square)
