@@ -3,5 +3,21 @@
 from wsflow.tasks.base import SPLITS, BaseTask
 from wsflow.tasks.breast_cancer import BreastCancer
 from wsflow.tasks.classification import ClassificationTask
+from wsflow.tasks.diabetes import Diabetes
+from wsflow.tasks.digits import Digits
+from wsflow.tasks.gaussians import Gaussians
+from wsflow.tasks.mnist import MNIST, FashionMNIST
+from wsflow.tasks.regression import RegressionTask
 
-__all__ = ["SPLITS", "BaseTask", "BreastCancer", "ClassificationTask"]
+__all__ = [
+    "MNIST",
+    "SPLITS",
+    "BaseTask",
+    "BreastCancer",
+    "ClassificationTask",
+    "Diabetes",
+    "Digits",
+    "FashionMNIST",
+    "Gaussians",
+    "RegressionTask",
+]

@@ -77,7 +77,7 @@ class BaseTask(ABC):
     def ensemble(self, theta: Tensor, split: str) -> dict[str, float]:
         """Scores of the prediction averaged over the B networks ``theta`` (B, D)."""
 
-    def draw(self, n: int, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n networks (n, D) from p1, where the task states that law.
 
         Raises:
@@ -156,8 +156,8 @@ class BaseTask(ABC):
         inputs, _ = self.data(split)
         inputs = inputs.to(theta)
         nets, points = self._chunks(len(theta), len(inputs))
-        rows = [torch.cat([self.space.forward(t, x) for x in inputs.split(points)], 1) for t in theta.split(nets)]
-        return torch.cat(rows)
+        parts = torch.split(inputs, points)
+        return torch.cat([torch.cat([self.space.forward(t, x) for x in parts], 1) for t in torch.split(theta, nets)])
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Loss of every network, (B,): the mean of :meth:`losses` over data points; differentiable."""
@@ -165,16 +165,18 @@ class BaseTask(ABC):
 
     @torch.no_grad()
     def evaluate(self, theta: Tensor, split: str) -> dict[str, Tensor]:
-        """Scores of every network on a split, each (B,); ``loss`` is one of them.
+        """Scores of every network on a split, each (B,); ``loss`` is one of them.  None for a task without data.
 
         Args:
             theta: (B, D).
             split: ``train``, ``val`` or ``test``.
         """
+        if not self.has_data:
+            return {}
         means = self._means(theta, split)
         return {**means, **self.derived(theta, split, means)}
 
-    def derived(self, theta: Tensor, split: str, means: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+    def derived(self, theta: Tensor, split: str, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scores that follow from the means over data points, each (B,); none by default."""
         return {}
 

@@ -10,7 +10,7 @@ from math import log
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from wsflow.tasks.base import BaseTask
 

@@ -54,9 +54,7 @@ def build(description: Mapping[str, Any]) -> Any:
 
 
 def _arguments(cls: type) -> list[str]:
-    if cls.__init__ is object.__init__:
-        return []
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    parameters = inspect.signature(cls).parameters.values()
     return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 

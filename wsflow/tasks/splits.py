@@ -33,7 +33,7 @@ def split_indices(
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     if labels is not None:
         order = order[_spread(labels[order]).argsort(stable=True)]
-    return list(order.split(sizes))
+    return list(torch.split(order, sizes))
 
 
 def standardise(train: Tensor, *others: Tensor, axes: Sequence[int] = (0,)) -> list[Tensor]:
@@ -53,7 +53,7 @@ def standardise(train: Tensor, *others: Tensor, axes: Sequence[int] = (0,)) -> l
 def _spread(labels: Tensor) -> Tensor:
     """Each point's relative rank within its class: sorting by it mixes the classes evenly."""
     rank = torch.empty(len(labels), dtype=torch.float64)
-    for value in labels.unique():
+    for value in torch.unique(labels):
         where = (labels == value).nonzero().squeeze(1)
         rank[where] = (torch.arange(len(where), dtype=torch.float64) + 0.5) / len(where)
     return rank

@@ -5,7 +5,8 @@ from wsflow.zoo.optimizer import SGD, Adam, RunOptimizer
 from wsflow.zoo.share import parse_share, share_from_environment
 from wsflow.zoo.shards import ZooError
 from wsflow.zoo.snapshots import EverySnapshot, FinalSnapshot, SnapshotSchedule, ValidationSnapshot
-from wsflow.zoo.store import Zoo, split_runs, write_networks
+from wsflow.zoo.store import Zoo, split_runs
+from wsflow.zoo.write import write_manifest, write_networks
 
 __all__ = [
     "SGD",
@@ -21,5 +22,6 @@ __all__ = [
     "parse_share",
     "share_from_environment",
     "split_runs",
+    "write_manifest",
     "write_networks",
 ]

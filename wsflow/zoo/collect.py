@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from tqdm import tqdm
 
 from wsflow.tasks.base import BaseTask
 from wsflow.tasks.description import describe
@@ -29,8 +30,8 @@ from wsflow.weightspace import GaussianInitializer, Initializer
 from wsflow.zoo.optimizer import Adam, RunOptimizer
 from wsflow.zoo.shards import ZooError, read_json, read_sidecar, shard_tensors, write_json, write_shard
 from wsflow.zoo.snapshots import FinalSnapshot, SnapshotSchedule
-from wsflow.zoo.store import MANIFEST, VERSION, write_manifest
 from wsflow.zoo.train import DataOrder, Trajectories, draw_starts, run_generator, steps_per_epoch, train_runs
+from wsflow.zoo.write import MANIFEST, VERSION, write_manifest
 
 SETTINGS = "settings.json"
 SCORED = ("val", "test")
@@ -92,9 +93,7 @@ class Collector:
         """How many runs train together."""
         return max(1, min(self.shard_runs, self.runs, self._bytes // self._bytes_per_run(task)))
 
-    def collect(
-        self, task: BaseTask, path: str | Path, share: tuple[int, int] = (0, 1), progress: bool = True
-    ) -> bool:
+    def collect(self, task: BaseTask, path: str | Path, share: tuple[int, int] = (0, 1), progress: bool = True) -> bool:
         """Collect this process's share of the zoo; finished shards are kept.
 
         Args:
@@ -113,7 +112,8 @@ class Collector:
         self._claim(task, path)
         mine = [i for i in range(self.shards) if i % share[1] == share[0] and read_sidecar(path, i) is None]
         chunks = [chunk for i in mine for chunk in self._chunks(task, i)]
-        with tqdm(total=len(chunks) * self.epochs, desc="collect", unit="epoch", disable=None if progress else True) as bar:
+        with _progress(progress) as bar:
+            bar.add_task("collect", total=len(chunks) * self.epochs)
             for index in mine:
                 self._collect_shard(task, path, index, bar)
         sidecars = [read_sidecar(path, index) for index in range(self.shards)]
@@ -192,7 +192,7 @@ class Collector:
             path.mkdir(parents=True, exist_ok=True)
             write_json(file, settings)
 
-    def _collect_shard(self, task: BaseTask, path: Path, shard: int, bar: tqdm[Any]) -> None:
+    def _collect_shard(self, task: BaseTask, path: Path, shard: int, bar: Progress) -> None:
         chunks = self._chunks(task, shard)
         parts = [self._train(task, chunk, bar) for chunk in chunks]
         theta = torch.cat([part.theta for part in parts])
@@ -207,17 +207,20 @@ class Collector:
         tensors = self._score(task, theta[finite], run[finite], start[finite] if start is not None else None)
         write_shard(path, shard, tensors, {"dropped": dropped})
 
-    def _train(self, task: BaseTask, runs: range, bar: tqdm[Any]) -> Trajectories:
+    def _train(self, task: BaseTask, runs: range, bar: Progress) -> Trajectories:
         if not task.has_data:
             drawn = torch.cat([task.draw(1, run_generator(self.seed, run)) for run in runs])
-            bar.update(self.epochs)
+            bar.advance(bar.task_ids[0], self.epochs)
             return Trajectories(drawn, drawn[:, None])
         start = draw_starts(task, self.initializer, self.seed, runs)
         order = DataOrder(len(task.data("train")[0]), self.seed, runs)
         steps = self._steps(task)
-        return train_runs(
-            task, start, order, self.optimizer, self.epochs, self.batch_size, steps, self.device, lambda: bar.update(1)
-        )
+
+        def on_epoch() -> None:
+            bar.advance(bar.task_ids[0])
+
+        size = self.batch_size
+        return train_runs(task, start, order, self.optimizer, self.epochs, size, steps, self.device, on_epoch)
 
     def _steps(self, task: BaseTask) -> list[int]:
         if not task.has_data:
@@ -257,6 +260,11 @@ class _FirstBatch(DataOrder):
 
     def epoch(self) -> Tensor:
         return self._order.epoch()[:, : self._size]
+
+
+def _progress(shown: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"))
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown)
 
 
 def refuse_other_settings(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -100,7 +100,7 @@ def write_shard(
     sidecar = {
         "file": path.name,
         "rows": len(tensors["theta"]),
-        "runs": len(tensors["run"].unique()),
+        "runs": len(torch.unique(tensors["run"])),
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
         **(extra or {}),
@@ -122,7 +122,7 @@ def read_sidecar(directory: Path, index: int) -> dict[str, Any] | None:
 
 def refuse_non_finite(theta: Tensor, run: Tensor, what: str) -> None:
     """Raise ZooError where a row of ``theta`` (n, D) is not finite; the message names its runs (n,)."""
-    bad = run[~theta.isfinite().all(1)].unique().tolist()
+    bad = torch.unique(run[~theta.isfinite().all(1)]).tolist()
     if bad:
         more = " ..." if len(bad) > 5 else ""
         raise ZooError(f"{what} of {len(bad)} runs hold NaN or infinity: runs {str(bad[:5])[1:-1]}{more}")

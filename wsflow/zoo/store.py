@@ -8,10 +8,8 @@ Generated networks use the same format, without starts.
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +19,8 @@ from torch import Tensor
 from wsflow.tasks.base import BaseTask
 from wsflow.tasks.splits import split_indices
 from wsflow.weightspace import WeightSpace
-from wsflow.zoo.shards import (
-    ZooError,
-    cat,
-    file_hash,
-    read_json,
-    read_tensors,
-    refuse_non_finite,
-    shard_tensors,
-    write_json,
-    write_shard,
-)
-
-FORMAT = "wsflow-zoo"
-VERSION = 1
-MANIFEST = "zoo.json"
+from wsflow.zoo.shards import ZooError, cat, file_hash, read_json, read_tensors, refuse_non_finite
+from wsflow.zoo.write import FORMAT, MANIFEST, VERSION
 
 
 class Zoo:
@@ -112,7 +97,7 @@ class Zoo:
     @cached_property
     def run_ids(self) -> Tensor:
         """(R,) int64, the runs, in the order of ``start``."""
-        return cat([shard["start_run"] for shard in self._shards]) if self.has_start else self.run.unique()
+        return cat([shard["start_run"] for shard in self._shards]) if self.has_start else torch.unique(self.run)
 
     @property
     def has_start(self) -> bool:
@@ -123,7 +108,7 @@ class Zoo:
         """Weights of the snapshots ``index`` (B,), a copy (B, D) that reads only these."""
         shard_of = torch.bucketize(index, self._offsets[1:], right=True)
         result = torch.empty(len(index), self.space.dim)
-        for number in shard_of.unique().tolist():
+        for number in torch.unique(shard_of).tolist():
             where = shard_of == number
             result[where] = self._shards[number]["theta"][index[where] - self._offsets[number]]
         return result
@@ -167,7 +152,7 @@ class Zoo:
             if file_hash(self.path / shard["file"]) != shard["sha256"]:
                 raise ZooError(f"{self.path / shard['file']} is damaged: its SHA-256 is not the manifest's")
         self.check_finite()
-        if len(self) != self.manifest["rows"] or not torch.equal(self.run.unique(), self.run_ids.sort().values):
+        if len(self) != self.manifest["rows"] or not torch.equal(torch.unique(self.run), self.run_ids.sort().values):
             raise ZooError(f"{self.path} is inconsistent: rows or runs are not those of the manifest")
 
     def check_finite(self) -> None:
@@ -219,124 +204,6 @@ def split_runs(run_ids: Tensor, fractions: Sequence[float] = (0.8, 0.1, 0.1), se
     ids = run_ids.sort().values
     parts = split_indices(len(ids), fractions, seed)
     return {name: ids[part.sort().values] for name, part in zip(("train", "val", "test"), parts, strict=True)}
-
-
-def libraries() -> dict[str, str]:
-    """Versions of what made a zoo."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    try:
-        versions["wsflow"] = version("wsflow")
-    except PackageNotFoundError:
-        versions["wsflow"] = "unknown"
-    return versions
-
-
-def write_manifest(
-    path: Path,
-    space: WeightSpace,
-    shards: Iterable[Mapping[str, Any]],
-    kind: str = "zoo",
-    task: BaseTask | None = None,
-    collector: Mapping[str, Any] | None = None,
-    extra: Mapping[str, Any] | None = None,
-) -> None:
-    """Write the manifest that completes a zoo, and remove what killed writers left behind.
-
-    Args:
-        path: The zoo's directory, which holds the shards.
-        space: The weight space; it needs a description.
-        shards: Sidecars of all shards, in order.
-        kind: ``zoo`` or ``samples``.
-        task: The base task.
-        collector: The collector's settings.
-        extra: Further plain data, such as the settings behind generated networks.
-
-    Raises:
-        ZooError: where the space has no description or there is no network.
-    """
-    if space.description is None:
-        raise ZooError("a zoo needs a weight space with a description: build it with WeightSpace.from_description")
-    listed = [dict(shard) for shard in shards]
-    if not sum(shard["rows"] for shard in listed):
-        raise ZooError(f"there are no networks to keep in {path}")
-    manifest = {
-        "format": FORMAT,
-        "version": VERSION,
-        "kind": kind,
-        "task": task.description if task is not None else None,
-        "space": dict(space.description),
-        "dim": space.dim,
-        "collector": dict(collector) if collector is not None else None,
-        "libraries": libraries(),
-        "rows": sum(shard["rows"] for shard in listed),
-        "runs": sum(shard["runs"] for shard in listed),
-        "dropped": sorted(run for shard in listed for run in shard.get("dropped", [])),
-        **(extra or {}),
-        "shards": listed,
-    }
-    write_json(path / MANIFEST, manifest)
-    for leftover in path.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
-
-
-def write_networks(
-    path: str | Path,
-    theta: Tensor,
-    space: WeightSpace,
-    run: Tensor | None = None,
-    step: Tensor | None = None,
-    start: Tensor | None = None,
-    metrics: Mapping[str, Tensor] | None = None,
-    task: BaseTask | None = None,
-    kind: str = "samples",
-    extra: Mapping[str, Any] | None = None,
-    shard_rows: int = 65536,
-) -> None:
-    """Write networks that are at hand, such as generated ones, as a zoo.
-
-    Args:
-        path: Directory to make; it must not hold a zoo.
-        theta: (N, D) weights.
-        space: Their weight space; it needs a description.
-        run: (N,) run or sample index, sorted; ``0 .. N - 1`` by default.
-        step: (N,), ascending within a run; 0 by default.
-        start: (R, D) initial weights of the R distinct runs, in ascending order of runs.
-        metrics: (N,) each.
-        task: The base task.
-        kind: ``samples`` or ``zoo``.
-        extra: Further plain data for the manifest.
-        shard_rows: Networks per file.
-
-    Raises:
-        ZooError: where the path holds a zoo, a weight is not finite, or the shapes do not fit.
-    """
-    path, count = Path(path), len(theta)
-    if (path / MANIFEST).exists():
-        raise ZooError(f"{path} already holds a zoo; give another path or remove it")
-    space.check(theta)
-    run = torch.arange(count) if run is None else run.cpu()
-    step = torch.zeros(count, dtype=torch.long) if step is None else step
-    ids, sizes = run.unique_consecutive(return_counts=True)
-    if not (len(run) == len(step) == count) or not torch.equal(ids, run.unique()):
-        raise ZooError("run and step must have one entry per network, and runs must ascend")
-    if start is not None and len(start) != len(ids):
-        raise ZooError(f"{len(start)} starts for {len(ids)} runs")
-    sidecars, ends = [], sizes.cumsum(0)
-    for index, first, last in _by_runs(ends, shard_rows):
-        rows = slice(int(ends[first - 1]) if first else 0, int(ends[last - 1]))
-        values = {name: value[rows] for name, value in (metrics or {}).items()}
-        begin = start[first:last] if start is not None else None
-        tensors = shard_tensors(theta[rows], run[rows], step[rows], values, begin, ids[first:last])
-        sidecars.append(write_shard(path, index, tensors))
-    write_manifest(path, space, sidecars, kind, task, extra=extra)
-
-
-def _by_runs(ends: Tensor, shard_rows: int) -> list[tuple[int, int, int]]:
-    """Shard numbers and the ranges of whole runs they hold, about ``shard_rows`` rows each."""
-    shard = (ends - 1) // shard_rows
-    _, counts = shard.unique_consecutive(return_counts=True)
-    lasts = counts.cumsum(0).tolist()
-    return [(i, first, last) for i, (first, last) in enumerate(zip([0, *lasts], lasts, strict=False))]
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def train_runs(
     theta = start.to(device, copy=True).requires_grad_(True)
     descent, wanted, kept, step = optimizer.build(theta), set(snapshots), [], 0
     for _ in range(epochs):
-        for index in order.epoch().to(device).split(batch_size, dim=1):
+        for index in torch.split(order.epoch().to(device), batch_size, dim=1):
             logits = task.space.forward(theta, inputs[index], per_network=True)
             descent.zero_grad()
             torch.autograd.backward(task.loss(logits, targets[index]).sum())

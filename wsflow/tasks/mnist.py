@@ -1,0 +1,142 @@
+"""MNIST and Fashion-MNIST, read with torchvision from a local copy.
+
+The data folder has torchvision's layout: ``MNIST/raw`` and ``FashionMNIST/raw`` with the four IDX files, unpacked or as
+``.gz``.  Torchvision unpacks beside the archives; where that folder cannot be written, links to the archives in a cache
+folder (``$XDG_CACHE_HOME/wsflow`` or ``~/.cache/wsflow``) are unpacked there.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from wsflow.tasks.classification import ClassificationTask
+from wsflow.tasks.splits import split_indices, standardise
+
+VALIDATION = 5000
+
+
+class _Images(ClassificationTask):
+    """Ten classes of 28x28 images in torchvision's format; 5,000 of the 60,000 train images are for validation."""
+
+    local: ClassVar[tuple[str, ...]] = ("data_dir", "download")
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (784, 10, 10),
+        data_dir: str | None = None,
+        split_seed: int = 0,
+        download: bool = False,
+    ) -> None:
+        self.widths = list(widths)
+        self.data_dir = data_dir if data_dir is not None else os.environ.get("WSFLOW_DATA", "data")
+        self.split_seed, self.download = split_seed, download
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """A ReLU network with logits for ten classes."""
+        args = {"widths": self.widths}
+        return {"class_path": "wsflow.weightspace.mlp", "init_args": args, "output_activation": "softmax"}
+
+    @abstractmethod
+    def dataset(self) -> Any:
+        """The torchvision class."""
+
+    def load(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """55,000 train, 5,000 validation and 10,000 test images (1, 28, 28).
+
+        Raises:
+            ValueError: where the files are missing or damaged.
+        """
+        dataset = self.dataset()
+        root = _unpacked(dataset, Path(self.data_dir), self.download)
+        full, test = dataset(root, train=True), dataset(root, train=False)
+        fractions = [1 - VALIDATION / len(full.data), VALIDATION / len(full.data)]
+        parts = split_indices(len(full.data), fractions, self.split_seed, full.targets)
+        images = [*(full.data[index] for index in parts), test.data]
+        labels = [*(full.targets[index] for index in parts), test.targets]
+        scaled = standardise(*(part[:, None] for part in images), axes=(0, 1, 2, 3))
+        return dict(zip(("train", "val", "test"), zip(scaled, labels, strict=True), strict=True))
+
+
+class MNIST(_Images):
+    """Handwritten digits (LeCun et al. 1998): 55,000 train, 5,000 validation and 10,000 test images.
+
+    Images are shifted and scaled by the train split's mean and standard deviation over all pixels.
+
+    Args:
+        widths: Layer sizes of the base network; the thesis's by default.
+        data_dir: Folder that holds ``MNIST/raw``; the environment variable ``WSFLOW_DATA``, or ``data``, by default.
+        split_seed: Seed of the validation split.
+        download: Whether torchvision may download files that are not there.
+    """
+
+    def dataset(self) -> Any:
+        """``torchvision.datasets.MNIST``."""
+        from torchvision.datasets import MNIST as Dataset  # noqa: N811
+
+        return Dataset
+
+
+class FashionMNIST(_Images):
+    """Clothes (Xiao et al. 2017): 55,000 train, 5,000 validation and 10,000 test images.
+
+    Images are shifted and scaled by the train split's mean and standard deviation over all pixels.
+
+    Args:
+        widths: Layer sizes of the base network.
+        data_dir: Folder that holds ``FashionMNIST/raw``; the environment variable ``WSFLOW_DATA``, or ``data``, by
+            default.
+        split_seed: Seed of the validation split.
+        download: Whether torchvision may download files that are not there.
+    """
+
+    def dataset(self) -> Any:
+        """``torchvision.datasets.FashionMNIST``."""
+        from torchvision.datasets import FashionMNIST as Dataset
+
+        return Dataset
+
+
+def _unpacked(dataset: Any, root: Path, download: bool) -> Path:
+    """A root under which torchvision finds the unpacked files of ``dataset``."""
+    from torchvision.datasets.utils import check_integrity
+
+    raw = root / dataset.__name__ / "raw"
+    archives = [(raw / name, md5) for name, md5 in dataset.resources]
+    if all(file.with_suffix("").exists() for file, _ in archives):
+        return root
+    if download:
+        dataset(root, download=True)
+        return root
+    missing = [file.name for file, _ in archives if not file.exists()]
+    if missing:
+        raise ValueError(
+            f"{dataset.__name__} is not in {root}: {raw} lacks {', '.join(missing)}; copy the files there, set "
+            "WSFLOW_DATA or data_dir to a folder that has them, or set download=true"
+        )
+    damaged = [file.name for file, md5 in archives if not check_integrity(str(file), md5)]
+    if damaged:
+        raise ValueError(f"{raw} holds damaged files: {', '.join(damaged)} (wrong MD5)")
+    if not os.access(raw, os.W_OK):
+        root = _linked(dataset.__name__, [file for file, _ in archives])
+    dataset(root, download=True)
+    return root
+
+
+def _linked(name: str, archives: Sequence[Path]) -> Path:
+    """A cache folder with links to the archives, in torchvision's layout."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsflow"
+    raw = root / name / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    for archive in archives:
+        link = raw / archive.name
+        if not link.exists():
+            link.unlink(missing_ok=True)
+            link.symlink_to(archive.resolve())
+    return root
