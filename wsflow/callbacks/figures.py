@@ -1,0 +1,136 @@
+"""Pictures of generated networks beside trained ones.
+
+Each function returns a matplotlib Figure of its own, outside pyplot: no window opens and nothing has to be closed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from wsflow.metrics import Report
+
+GENERATED, HELDOUT, TRAIN = "#c8501e", "#1f5a94", "#b5b5b5"
+Numbers = NDArray[np.float64]
+LABELS = {
+    "accuracy": "accuracy of one network",
+    "loss": "loss of one network (nats)",
+    "mse": "mean squared error of one network",
+    "nll": "negative log-likelihood of one network (nats)",
+}
+
+
+def score_histogram(report: Report, score: str = "accuracy") -> Figure:
+    """Histogram of a score over generated and held-out networks, such as ``accuracy``, ``loss`` or ``mse``.
+
+    Raises:
+        ValueError: where the report does not have the score.
+    """
+    have = report.families["samples"].quality.scores
+    if score not in have:
+        raise ValueError(f"the report has no score {score!r}, only {sorted(have)}")
+    values = {name: report.families[name].quality.scores[score] for name in ("samples", "heldout")}
+    figure = _histogram(values, LABELS.get(score, score))
+    figure.axes[0].set_title("How good the networks are")
+    return figure
+
+
+def distance_histogram(report: Report) -> Figure:
+    """Histogram of the distance to the nearest training network, of generated and held-out networks."""
+    values = {name: report.families[name].function_distance for name in ("samples", "heldout")}
+    figure = _histogram(values, "distance to the nearest training network\n(rms difference of predictions)")
+    figure.axes[0].set_title("How new the networks are")
+    return figure
+
+
+def principal_components(report: Report) -> Figure:
+    """Training, held-out and generated networks on the first two principal components of the training networks.
+
+    Networks are in canonical form and matched to one reference.  Components fitted to few networks in many dimensions
+    fit their noise too, so that training networks spread a little wider than any others, real or generated.
+
+    Raises:
+        ValueError: for a report of a task with no data, or with fewer than two training networks.
+    """
+    if report.train is None or len(report.train) < 2:
+        raise ValueError("principal components need at least two training networks in the report")
+    pca = PCA(2, svd_solver="full").fit(_array(report.train))
+    figure = Figure(figsize=(5.6, 4.6), layout="constrained")
+    axes = figure.subplots()
+    clouds = (
+        ("training runs", report.train, TRAIN, "."),
+        ("held-out runs", report.families["heldout"].x, HELDOUT, "o"),
+        ("generated", report.families["samples"].x, GENERATED, "^"),
+    )
+    for name, x, color, marker in clouds:
+        points = pca.transform(_array(x))
+        legend = f"{name} ({len(x)})"
+        axes.scatter(points[:, 0], points[:, 1], 14, color, marker, alpha=0.75, linewidths=0, label=legend)
+    share = 100 * pca.explained_variance_ratio_
+    axes.set_xlabel(f"first principal component ({share[0]:.1f} % of variance)")
+    axes.set_ylabel(f"second principal component ({share[1]:.1f} %)")
+    axes.set_title("Aligned canonical weights")
+    axes.legend(frameon=False, fontsize=9)
+    return _plain(figure)
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure (the suffix says in what format); folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def save_all(report: Report, folder: str | Path) -> list[Path]:
+    """Every picture that the report has the numbers for, as PNG files in a folder."""
+    if not report.families:
+        return []
+    folder = Path(folder)
+    figures = {score: score_histogram(report, score) for score in report.families["samples"].quality.scores}
+    figures |= {"distance": distance_histogram(report), "principal_components": principal_components(report)}
+    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def _histogram(values: dict[str, Tensor], label: str) -> Figure:
+    """Two histograms over the same bins, as shares since the numbers of networks differ; dashed lines are means."""
+    samples, heldout = (_array(values[name]) for name in ("samples", "heldout"))
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    bins = _bins(np.concatenate([samples, heldout])).tolist()
+    for name, x, color in (("held-out runs", heldout, HELDOUT), ("generated", samples, GENERATED)):
+        weights = np.full(len(x), 1 / len(x))
+        legend = f"{name} ({len(x)}), mean {x.mean():.3g}"
+        axes.hist(x, bins, weights=weights, alpha=0.45, color=color, label=legend)
+        axes.hist(x, bins, weights=weights, histtype="step", color=color, linewidth=1.2)
+        axes.axvline(x.mean(), color=color, linestyle="--", linewidth=1)
+    axes.set_xlabel(label)
+    axes.set_ylabel("share of networks")
+    axes.legend(frameon=False, fontsize=9)
+    return _plain(figure)
+
+
+def _bins(values: Numbers) -> Numbers:
+    """At most 40 bins; one around each value where there are few different ones, as accuracies on little data have."""
+    distinct = np.unique(values.round(9))
+    if len(distinct) == 1:
+        return np.asarray(distinct[0] + np.array([-0.5, 0.5]) * (abs(distinct[0]) * 0.01 or 0.01))
+    gap = np.diff(distinct).min()
+    count = round(np.ptp(distinct) / gap) + 1
+    if count <= 40:
+        return np.asarray(distinct[0] + gap * (np.arange(count + 1) - 0.5))
+    return np.linspace(distinct[0], distinct[-1], 25)
+
+
+def _plain(figure: Figure) -> Figure:
+    figure.axes[0].spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _array(x: Tensor) -> Numbers:
+    return np.asarray(x.detach().cpu(), dtype=np.float64)

@@ -1,0 +1,272 @@
+"""The evaluation of generated networks, beside real ones and beside baselines.
+
+An :class:`Evaluation` is prepared once with training and held-out networks and then asked about any number of sets of
+generated networks.  Scores are of the data of ``split``; distances between functions are measured on validation inputs
+always.  Every network, real or generated, is first brought through ``geometry.decode(geometry.encode(theta))``, so that
+a geometry that changes losses changes them on both sides of a comparison.
+
+A report is flat, so that it can be logged and stored as it is::
+
+    samples.accuracy, samples.accuracy.std, samples.loss, samples.loss.std, samples.ensemble_nll, ...,
+    samples.nn_ratio.function, samples.nn_ratio.weight, samples.z_u, samples.dispersion, samples.dispersion.<tensor>,
+    heldout.accuracy, heldout.loss, heldout.ensemble_nll, ...,
+    baselines.<name>.<any key of samples>, baselines.<name>.noise, timing.evaluation
+
+A task with no data is judged by the moments of its weights alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from wsflow.alignment import Aligner
+from wsflow.geometry import Geometry
+from wsflow.metrics.baselines import Baseline, Material, default_baselines, match_novelty
+from wsflow.metrics.diversity import dispersion, moments
+from wsflow.metrics.function_space import Nearest, nearest, predict
+from wsflow.metrics.novelty import nn_ratio, z_u
+from wsflow.metrics.quality import Quality, quality
+from wsflow.metrics.weight_space import CanonicalWeights, nearest_distance
+from wsflow.tasks import BaseTask
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks of one origin and what was measured of them.
+
+    Args:
+        theta: (n, D).
+        x: (n, dim), canonical coordinates, matched to the reference.
+        function_distance: (n,), to the nearest training network as a function.
+        weight_distance: (n,), to the nearest of the functionally nearest training networks, matched.
+        quality: Scores on the data.
+    """
+
+    theta: Tensor
+    x: Tensor
+    function_distance: Tensor
+    weight_distance: Tensor
+    quality: Quality
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of an evaluation.
+
+    Args:
+        values: All numbers by flat key.
+        families: ``samples``, ``heldout`` and every baseline by name; empty for a task with no data.
+        train: (m, dim), canonical coordinates of the training networks, matched to the reference; None likewise.
+    """
+
+    values: dict[str, float]
+    families: dict[str, Family]
+    train: Tensor | None = None
+
+
+class Evaluation:
+    """Compares generated networks with training and held-out networks.
+
+    Args:
+        task: The base task.
+        train: (m, D), the training networks, one final snapshot of each run.
+        heldout: (h, D), runs that no flow was trained on, one final snapshot each.
+        split: Whose data scores are of: ``val`` with validation runs, ``test`` with test runs.
+        geometry: Of the flow; every network goes through its canonical form.  None leaves networks as they are.
+        starts: (m, D), the start of each training run; needed by the displacement baseline.
+        fresh: (r, D), starts of no training run; needed by the displacement and equal-cost baselines.
+        baselines: None for :func:`~wsflow.metrics.baselines.default_baselines`; an empty list for none.
+        aligner: Matches neurons; weight matching by default.
+        candidates: Functionally nearest training networks among which the nearest in weights is sought.
+        count: Networks of either kind that Z_U is computed of.
+        seed: Of the baselines.
+
+    Raises:
+        ValueError: for weights that are not of the task's space or not finite, and fewer than two networks.
+    """
+
+    def __init__(
+        self,
+        task: BaseTask,
+        train: Tensor,
+        heldout: Tensor,
+        split: str = "val",
+        *,
+        geometry: Geometry | None = None,
+        starts: Tensor | None = None,
+        fresh: Tensor | None = None,
+        baselines: Sequence[Baseline] | None = None,
+        aligner: Aligner | None = None,
+        candidates: int = 10,
+        count: int = 200,
+        seed: int = 0,
+    ) -> None:
+        self.task, self.split, self.geometry = task, split, geometry
+        self.candidates, self.count, self.seed = candidates, count, seed
+        self.form = CanonicalWeights(task.space, aligner)
+        self.train = self._like("training", train)
+        self._heldout = self._like("held-out", heldout)
+        self._starts, self._fresh, self._baselines = starts, fresh, baselines
+
+    def __call__(self, samples: Tensor) -> Report:
+        """Evaluate generated networks (n, D).
+
+        Raises:
+            ValueError: for weights that are not of the task's space or not finite, and fewer than two networks.
+        """
+        begin = time.perf_counter()
+        theta = self._like("generated", samples)
+        report = self._with_data(theta) if self.task.has_data else self._without_data(theta)
+        report.values["timing.evaluation"] = time.perf_counter() - begin
+        return report
+
+    @cached_property
+    def material(self) -> Material:
+        """What baselines are made of."""
+        x = self.form(self.train)
+        return Material(self.form, self.train, self.form.match(x, self.reference), self._starts, self._fresh)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """(dim,), the canonical form of the first training network, to which all others are matched."""
+        return self.form(self.train[:1])[0]
+
+    @cached_property
+    def heldout(self) -> Family:
+        """The held-out networks."""
+        return self.measure(self._heldout)
+
+    def measure(self, theta: Tensor) -> Family:
+        """Measure networks (n, D) against the training networks."""
+        x = self.form.match(self.form(theta), self.reference)
+        close = self._nearest(theta, self.candidates)
+        weight = nearest_distance(self.form, x, self.material.x, close.place)
+        return Family(theta, x, close.distance[:, 0], weight, quality(self.task, theta, self.split))
+
+    def novelty(self, theta: Tensor) -> float:
+        """``nn_ratio.function`` of networks (n, D)."""
+        return nn_ratio(self._nearest(theta, 1).distance[:, 0], self.heldout.function_distance)
+
+    def summary(self, family: Family) -> dict[str, float]:
+        """Every number that is reported of a family, against the held-out networks."""
+        other = self.heldout
+        values = family.quality.summary()
+        values["nn_ratio.function"] = nn_ratio(family.function_distance, other.function_distance)
+        values["nn_ratio.weight"] = nn_ratio(family.weight_distance, other.weight_distance)
+        values["z_u"] = z_u(family.function_distance, other.function_distance, self.count)
+        for name, value in dispersion(self.form.tensors(family.x), self.form.tensors(other.x)).items():
+            values[f"dispersion.{name}".rstrip(".")] = value
+        return values
+
+    def _with_data(self, theta: Tensor) -> Report:
+        families = {"samples": self.measure(theta), "heldout": self.heldout}
+        values = _keyed("samples", self.summary(families["samples"]))
+        values |= _keyed("heldout", self.heldout.quality.summary())
+        baselines = default_baselines(self.material) if self._baselines is None else self._baselines
+        for baseline in baselines:
+            family, noise = self._baseline(baseline, len(theta), values["samples.nn_ratio.function"])
+            families[baseline.name] = family
+            values |= _keyed(f"baselines.{baseline.name}", self.summary(family) | {"noise": noise})
+        return Report(values, families, self.material.x)
+
+    def _without_data(self, theta: Tensor) -> Report:
+        mean = getattr(self.task, "mean", self._heldout.double().mean(dim=0))
+        values = _keyed("samples", moments(theta, mean)) | _keyed("heldout", moments(self._heldout, mean))
+        return Report(values, {})
+
+    def _baseline(self, baseline: Baseline, n: int, target: float) -> tuple[Family, float]:
+        generator = torch.Generator().manual_seed(self.seed)
+        theta, noise = baseline.generate(self.material, n, generator), 0.0
+        if baseline.compared:
+            theta, noise = match_novelty(theta, self.material, self.novelty, target, generator)
+        return self.measure(theta), noise
+
+    def _nearest(self, theta: Tensor, k: int) -> Nearest:
+        return nearest(predict(self.task, theta), self._predictions, k)
+
+    @cached_property
+    def _predictions(self) -> Tensor:
+        return predict(self.task, self.train)
+
+    def _like(self, what: str, theta: Tensor) -> Tensor:
+        """Checked, and in the geometry's form."""
+        self.task.space.check(theta)
+        if theta.ndim != 2 or len(theta) < 2:
+            raise ValueError(f"evaluation needs at least 2 {what} networks of shape (n, D), got {tuple(theta.shape)}")
+        bad = int((~theta.isfinite().all(dim=1)).sum())
+        if bad:
+            raise ValueError(f"{bad} of {len(theta)} {what} networks hold NaN or infinite weights")
+        with torch.no_grad():
+            return theta.detach() if self.geometry is None else self.geometry.decode(self.geometry.encode(theta))
+
+
+class EvaluationMetric(Metric):
+    """An :class:`Evaluation` of networks that arrive in batches, on any number of processes.
+
+    Args:
+        evaluation: What is computed of all of them together.
+    """
+
+    full_state_update = False
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        super().__init__()
+        self.evaluation = evaluation
+        self.theta: list[Tensor]
+        self.add_state("theta", default=[], dist_reduce_fx="cat")
+
+    def update(self, theta: Tensor) -> None:
+        """Add generated networks (B, D)."""
+        self.theta.append(theta.detach())
+
+    def compute(self) -> dict[str, float]:
+        """The report's values over all networks of all processes."""
+        theta = torch.cat(self.theta) if isinstance(self.theta, list) else self.theta
+        return self.evaluation(theta).values
+
+
+def evaluate(
+    samples: Tensor,
+    train: Tensor,
+    heldout: Tensor,
+    task: BaseTask,
+    split: str = "val",
+    *,
+    geometry: Geometry | None = None,
+    starts: Tensor | None = None,
+    fresh: Tensor | None = None,
+    baselines: Sequence[Baseline] | None = None,
+    aligner: Aligner | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Evaluate generated networks once; see :class:`Evaluation` for the arguments and errors.
+
+    Returns:
+        All numbers by flat key.
+    """
+    begin = time.perf_counter()
+    evaluation = Evaluation(
+        task,
+        train,
+        heldout,
+        split,
+        geometry=geometry,
+        starts=starts,
+        fresh=fresh,
+        baselines=baselines,
+        aligner=aligner,
+        seed=seed,
+    )
+    values = evaluation(samples).values
+    return values | {"timing.evaluation": time.perf_counter() - begin}
+
+
+def _keyed(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}.{key}": value for key, value in values.items()}
