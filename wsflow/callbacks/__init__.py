@@ -1,0 +1,7 @@
+"""Callbacks: evaluation of samples in training, generated networks to disk, averaged weights."""
+
+from wsflow.callbacks.ema import EMA
+from wsflow.callbacks.generation import GenerationCallback
+from wsflow.callbacks.writer import SampleWriter
+
+__all__ = ["EMA", "GenerationCallback", "SampleWriter"]

@@ -1,0 +1,86 @@
+"""Evaluation of generated networks in the course of training.
+
+Now and then, after validation, every process generates its share of the networks, and all together are compared with
+validation runs on validation data (:mod:`wsflow.metrics.evaluation`).  What comes out is logged beside the losses, so
+that checkpoints and early stopping can watch it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from wsflow.flow import Prior, Sampler, StartsPrior
+from wsflow.metrics import Evaluation, EvaluationMetric
+from wsflow.module import FlowMatchingModule
+
+
+class GenerationCallback(Callback):
+    """Generates networks after validation and logs how good, new and diverse they are, as ``samples/...``.
+
+    Args:
+        n: Number of networks.
+        every_n_epochs: Only after every so many epochs of training.
+        seed: Of the samples; the same every time, so that curves are comparable.
+        sampler: How the flow is solved; 16 Euler steps by default.
+        batch_size: Networks solved at once.
+
+    Raises:
+        ValueError: for fewer than two networks, or no epochs between evaluations.
+    """
+
+    def __init__(
+        self,
+        n: int = 100,
+        every_n_epochs: int = 1,
+        seed: int = 0,
+        sampler: Sampler | None = None,
+        batch_size: int = 256,
+    ) -> None:
+        if n < 2 or every_n_epochs < 1:
+            raise ValueError(f"n must be at least 2 and every_n_epochs at least 1; got {n} and {every_n_epochs}")
+        self.n, self.every_n_epochs, self.seed = n, every_n_epochs, seed
+        self.sampler, self.batch_size = sampler or Sampler(), batch_size
+        self._metric: EvaluationMetric | None = None
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Generate, evaluate and log; the same decision on every process."""
+        if not isinstance(pl_module, FlowMatchingModule) or not self._due(trainer):
+            return
+        metric = self._prepared(trainer, pl_module)
+        share = range(trainer.global_rank, self.n, trainer.world_size)
+        metric.update(
+            pl_module.sample(share, self.seed, self.sampler, self.batch_size, self._prior(trainer, pl_module))
+        )
+        values = metric.compute()
+        metric.reset()
+        shown = {k: v for k, v in values.items() if not k.startswith(("timing.", "samples.dispersion."))}
+        pl_module.log_dict({key.replace(".", "/", 1): value for key, value in shown.items()}, sync_dist=True)
+
+    @staticmethod
+    def _prior(trainer: Trainer, module: FlowMatchingModule) -> Prior:
+        """The module's prior; for a prior of starts, those of validation runs: training runs' would give them back."""
+        if not isinstance(module.prior, StartsPrior):
+            return module.prior
+        data: Any = getattr(trainer, "datamodule", None)
+        return StartsPrior(data.networks("val").start)
+
+    def _due(self, trainer: Trainer) -> bool:
+        if trainer.sanity_checking:
+            return False
+        return trainer.state.fn != TrainerFn.FITTING or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def _prepared(self, trainer: Trainer, module: FlowMatchingModule) -> EvaluationMetric:
+        """The evaluation against training and validation networks, made at first use."""
+        if self._metric is None:
+            data: Any = getattr(trainer, "datamodule", None)
+            if data is None:
+                raise ValueError(
+                    "GenerationCallback needs a data module with a task and networks, such as ZooDataModule"
+                )
+            train, heldout = (data.networks(split).x1.to(module.device) for split in ("train", "val"))
+            evaluation = Evaluation(data.task, train, heldout, "val", geometry=module.geometry, baselines=[])
+            self._metric = EvaluationMetric(evaluation).to(module.device)
+        return self._metric

@@ -1,0 +1,95 @@
+"""Generated networks from predict to disk, on any number of processes.
+
+Every process writes the networks of each of its batches to a hidden folder beside the target.  When all have arrived,
+the first process puts them in order of their sample index, writes them in the zoo's format and renames the result: the
+target is complete or absent, and the same for one process and for eight.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+
+from wsflow.module import FlowMatchingModule
+from wsflow.zoo import Zoo, ZooError, write_networks
+
+Interval = Literal["batch", "epoch", "batch_and_epoch"]
+
+
+class SampleWriter(BasePredictionWriter):
+    """Writes the networks that ``predict_step`` returns; a batch holds their sample indices.
+
+    Args:
+        path: Folder to make.
+        extra: Further plain data for the manifest, such as how the networks were sampled.
+        overwrite: Whether an existing folder of generated networks may be replaced.
+
+    Raises:
+        ValueError: where the folder exists and may not be replaced, or holds anything but generated networks.
+    """
+
+    def __init__(self, path: str | Path, extra: Mapping[str, Any] | None = None, overwrite: bool = False) -> None:
+        interval: Interval = "batch"
+        super().__init__(interval)
+        self.path, self.extra, self.overwrite = Path(path), dict(extra or {}), overwrite
+        if self.path.exists() and not overwrite:
+            raise ZooError(f"{self.path} exists already; give another folder, or --overwrite to replace it")
+        if self.path.exists() and Zoo.open(self.path).kind != "samples":
+            raise ZooError(f"{self.path} holds trained networks; it is not replaced by generated ones")
+
+    @property
+    def parts(self) -> Path:
+        """The hidden folder that batches are written to."""
+        return self.path.with_name(f".{self.path.name}.parts")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make an empty folder for the batches."""
+        if trainer.is_global_zero:
+            shutil.rmtree(self.parts, ignore_errors=True)
+            self.parts.mkdir(parents=True)
+        trainer.strategy.barrier("wsflow_samples_begin")
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Tensor,
+        batch_indices: Sequence[int] | None,
+        batch: Tensor,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write one batch: sample indices ``batch`` (n,) and networks ``prediction`` (n, D)."""
+        file = self.parts / f"{trainer.global_rank:05d}-{batch_idx:08d}.safetensors"
+        tensors = {"index": batch.cpu().contiguous(), "theta": prediction.float().cpu().contiguous()}
+        safetensors.torch.save_file(tensors, file)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put all batches together once every process has written its own."""
+        trainer.strategy.barrier("wsflow_samples_written")
+        if trainer.is_global_zero:
+            self._assemble(pl_module)
+        trainer.strategy.barrier("wsflow_samples_assembled")
+
+    def _assemble(self, pl_module: LightningModule) -> None:
+        if not isinstance(pl_module, FlowMatchingModule):
+            raise TypeError(f"SampleWriter writes what FlowMatchingModule generates, not {type(pl_module).__name__}")
+        parts = [safetensors.torch.load_file(file) for file in sorted(self.parts.glob("*.safetensors"))]
+        index = torch.cat([part["index"] for part in parts])
+        order = index.argsort()
+        theta = torch.cat([part["theta"] for part in parts])[order]
+        folder = self.parts / "complete"
+        write_networks(folder, theta, pl_module.space, run=index[order], extra=self.extra)
+        if self.path.exists():
+            os.replace(self.path, self.parts / "replaced")
+        os.replace(folder, self.path)
+        shutil.rmtree(self.parts)

@@ -1,0 +1,320 @@
+r"""Flow matching in weight space, as a LightningModule: glue between the rooms, with no mathematics of its own.
+
+Training draws, for a batch of trained networks,
+
+.. math:: x_0 \sim p_0, \quad (x_0, x_1) \sim q, \quad t \sim p(t), \quad (x_t, u_t) \sim p_t(\cdot \mid x_0, x_1)
+
+from prior, coupling, time law and path, and minimises :math:`\lVert r \rVert^2 / \dim` with r the residual of the
+field's output (:mod:`wsflow.fields.parametrization`).  Sampling draws x0 from the prior, follows the field's velocity
+to t = 1 and decodes.
+
+*Randomness.*  The draws of a training batch depend on (seed, epoch, batch, rank) alone, those of validation on
+(seed, batch, rank), a sample on (seed, index): nothing reads the global generator, and a resumed training continues
+exactly.
+
+*Checkpoints* hold plain data: the configuration as the command line parsed it or, for a module built in Python, as
+:func:`wsflow.description.describe` gives it.  ``FlowMatchingModule.load_from_checkpoint(path)`` needs no data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from wsflow.description import DescriptionError, describe
+from wsflow.fields import Parametrization, VectorField, Velocity
+from wsflow.fields.relational_transformer import RelationalTransformer
+from wsflow.flow import (
+    BetaTime,
+    Coupling,
+    GaussianPrior,
+    GeodesicPath,
+    IndependentCoupling,
+    PathSample,
+    Prior,
+    ProbabilityPath,
+    Sampler,
+    StartsPrior,
+    TimeLaw,
+    sample_generators,
+    sample_prior,
+)
+from wsflow.geometry import Euclidean, Geometry
+from wsflow.schedule import WarmupCosine
+from wsflow.weightspace import WeightSpace, ZooBatch
+
+TRAINING, VALIDATION, CALIBRATION = range(3)
+CALIBRATION_NETWORKS, CALIBRATION_BATCH = 512, 16
+PRIOR_TOLERANCE = 1.25
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+
+
+class FlowMatchingModule(LightningModule):
+    """A flow from a prior to the law of trained networks.
+
+    Args:
+        space: Description of the base network (:attr:`wsflow.weightspace.WeightSpace.description`).
+        geometry: Makes the geometry from the weight space; Euclidean by default.
+        field: Makes the vector field from the weight space and the number of extra coordinates of the geometry;
+            RelationalTransformer by default.
+        prior: Law at t = 0; GaussianPrior by default.
+        coupling: How prior draws and trained networks are paired; IndependentCoupling by default.
+        time: Law of training times; BetaTime (1, 2) by default.
+        path: Law of the states between the ends; GeodesicPath without noise by default.
+        parametrization: What the field's output means; Velocity by default.
+        optimizer: Makes the optimizer from the parameters; Adam at 2e-3 by default.
+        scheduler: Makes the learning rate schedule from the optimizer and the number of training steps.
+        validation_draws: Times that each validation network is drawn for the validation loss.
+        seed: Of all draws in training and validation.
+
+    Raises:
+        ValueError: for a space that cannot be built, or fewer than one validation draw.
+    """
+
+    calibrated: Tensor
+
+    def __init__(
+        self,
+        space: dict[str, Any],
+        geometry: Callable[[WeightSpace], Geometry] | None = None,
+        field: Callable[[WeightSpace, int], VectorField] | None = None,
+        prior: Prior | None = None,
+        coupling: Coupling | None = None,
+        time: TimeLaw | None = None,
+        path: ProbabilityPath | None = None,
+        parametrization: Parametrization | None = None,
+        optimizer: OptimizerCallable = lambda parameters: Adam(parameters, lr=2e-3),
+        scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
+        validation_draws: int = 4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self._describe_hyperparameters()
+        if validation_draws < 1:
+            raise ValueError(f"validation_draws must be at least 1, got {validation_draws}")
+        self.space = WeightSpace.from_description(space)
+        # Defaults are None, not classes: a class given in a config would inherit arguments of the default class.
+        self.geometry = (geometry or Euclidean)(self.space)
+        self.field = (field or RelationalTransformer)(self.space, self.geometry.dim - self.space.dim)
+        self.prior = prior or GaussianPrior()
+        self.coupling = coupling or IndependentCoupling()
+        self.time = time or BetaTime()
+        self.path = path or GeodesicPath()
+        self.parametrization = parametrization or Velocity()
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.validation_draws, self.seed = validation_draws, seed
+        self.sampler, self.sample_seed = Sampler(), 0  # of predict_step; how to sample is no part of a checkpoint
+        self.register_buffer("calibrated", torch.tensor(False))
+
+    def draw(self, batch: ZooBatch, generator: torch.Generator) -> PathSample:
+        """States between the prior and the networks of a batch, with times and velocities."""
+        x0 = self.prior.sample(len(batch.x1), self.geometry, generator).to(batch.x1)
+        x0, x1 = self.coupling(batch, x0, self.geometry, generator)
+        t = self.time.sample(len(x1), generator).to(x1)
+        return self.path.sample(x0, x1, t, self.geometry, generator)
+
+    def loss(self, batch: ZooBatch, generator: torch.Generator) -> Tensor:
+        """Flow matching loss of each network of a batch, (B,), per coordinate."""
+        sample = self.draw(batch, generator)
+        output = self.field(sample.x_t, sample.t, batch.label)
+        residual = self.parametrization.residual(output, self.geometry, sample)
+        return self.geometry.inner(sample.x_t, residual, residual) / self.geometry.dim
+
+    def velocity(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Velocity (B, dim) of the flow at states ``x`` (B, dim) and times ``t`` (B,)."""
+        return self.parametrization.velocity(self.field(x, t, condition), self.geometry, x, t)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        indices: Iterable[int],
+        seed: int = 0,
+        sampler: Sampler | None = None,
+        batch_size: int = 256,
+        prior: Prior | None = None,
+    ) -> Tensor:
+        """Generated networks; each depends on (seed, its index) alone.
+
+        Args:
+            indices: Which samples to draw, such as ``range(100)``.
+            seed: Not negative.
+            sampler: How the flow is solved; 16 Euler steps by default.
+            batch_size: Networks solved at once.
+            prior: Where samples start; the module's own by default.
+
+        Returns:
+            (n, D), decoded weights on the module's device.
+
+        Raises:
+            ValueError: for a negative seed, or where a generated weight is not finite.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        numbers, training = torch.as_tensor(list(indices), dtype=torch.long), self.training
+        sampler, prior = sampler or Sampler(), prior or self.prior
+        self.eval()
+        try:
+            parts = [self._solve(part.tolist(), seed, sampler, prior) for part in torch.split(numbers, batch_size)]
+        finally:
+            self.train(training)
+        return torch.cat(parts) if len(numbers) else torch.empty(0, self.space.dim, device=self.device)
+
+    @torch.no_grad()
+    def calibrate(self, batch: ZooBatch) -> None:
+        """Set the field's preconditioning from a batch of networks; :meth:`on_fit_start` does so by itself.
+
+        Warns where the pairs of the coupling start elsewhere than the prior, since samples will start at the prior.
+        """
+        generator = self._generator(CALIBRATION)
+        # In small parts: a coupling may cost the square of its batch.
+        parts = [self.draw(_rows(batch, i), generator) for i in range(0, len(batch.x1), CALIBRATION_BATCH)]
+        states = torch.cat([part.x_t for part in parts])
+        targets = torch.cat([self.parametrization.target(self.geometry, part) for part in parts])
+        self.field.calibrate(states, targets)
+        self.calibrated.fill_(True)
+        self._compare_with_prior(torch.cat([part.x0 for part in parts]), generator)
+
+    def setup(self, stage: str) -> None:
+        """Let a prior of the zoo's starts know the training runs' starts."""
+        data = getattr(self._trainer, "datamodule", None)
+        if isinstance(self.prior, StartsPrior) and self.prior.starts is None and data is not None:
+            self.prior.attach(data.networks("train").start)
+
+    def on_fit_start(self) -> None:
+        """Calibrate the field once, on networks that the data module gives; the same on every rank."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not self.calibrated and hasattr(data, "calibration"):
+            self.calibrate(_place(data.calibration(CALIBRATION_NETWORKS), self.device))
+
+    def training_step(self, batch: ZooBatch, batch_idx: int) -> Tensor:
+        """Mean loss of a batch."""
+        loss = self.loss(batch, self._generator(TRAINING, self.current_epoch, batch_idx, self.global_rank)).mean()
+        self.log("train/flow_loss", loss, prog_bar=True, batch_size=len(batch.x1))
+        return loss
+
+    def validation_step(self, batch: ZooBatch, batch_idx: int) -> None:
+        """Log ``val/flow_loss``, on the same draws every time."""
+        self._evaluation_step("val/flow_loss", batch, batch_idx)
+
+    def test_step(self, batch: ZooBatch, batch_idx: int) -> None:
+        """Log ``test/flow_loss``."""
+        self._evaluation_step("test/flow_loss", batch, batch_idx)
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Generated networks (n, D) of sample indices ``batch`` (n,); ``self.sampler`` and ``self.sample_seed`` say how."""
+        return self.sample(batch.tolist(), self.sample_seed, self.sampler, batch_size=max(1, len(batch)))
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer, and its schedule over the steps of the whole training."""
+        optimizer = self.optimizer(self.field.parameters())
+        scheduler = self.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember by fingerprint which starts a prior of starts was trained with."""
+        if isinstance(self.prior, StartsPrior) and self.prior.starts is not None:
+            checkpoint["seen_starts"] = fingerprints(self.prior.starts)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the weights of another weight space; keep the description that the checkpoint came with.
+
+        Raises:
+            ValueError: where the checkpoint was trained on another base network.
+        """
+        stored = checkpoint.get("hyper_parameters", {})
+        if self._trainer is None and set(stored) == {"space", "undescribed"}:
+            raise ValueError(
+                f"the checkpoint cannot rebuild its model, which was made in Python with an argument that has no "
+                f"description ({stored['undescribed']}): give load_from_checkpoint the arguments again"
+            )
+        if stored.get("space") and WeightSpace.from_description(stored["space"]) != self.space:
+            raise ValueError(
+                f"the checkpoint was trained on networks {_name(stored['space'])}, "
+                f"but this model is for {_name(self.space.description)}: another weight space"
+            )
+        if "_instantiator" in stored and "_instantiator" not in self.hparams:
+            self.hparams.clear()
+            self.hparams.update(stored)
+
+    def _evaluation_step(self, name: str, batch: ZooBatch, batch_idx: int) -> None:
+        generator = self._generator(VALIDATION, batch_idx, self.global_rank)
+        loss = torch.stack([self.loss(batch, generator) for _ in range(self.validation_draws)]).mean()
+        self.log(name, loss, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(batch.x1))
+
+    def _solve(self, indices: list[int], seed: int, sampler: Sampler, prior: Prior) -> Tensor:
+        x0 = sample_prior(prior, self.geometry, seed, indices).to(self.device)
+        generators = sample_generators(seed, indices)
+        x = sampler(self.velocity, self.geometry, x0, generators, self.parametrization.singular_end)
+        theta = self.geometry.decode(x)
+        finite = theta.isfinite().all(1)
+        if not finite.all():
+            bad = indices[int(finite.logical_not().nonzero()[0])]
+            raise ValueError(f"sample {bad} (seed {seed}) has weights that are not finite: the field diverges there")
+        return theta
+
+    def _compare_with_prior(self, x0: Tensor, generator: torch.Generator) -> None:
+        prior = self.prior.sample(len(x0), self.geometry, generator).to(x0)
+        for tensor in self.space.tensors:
+            size, other = (x[:, tensor.slice].square().mean().sqrt().clamp_min(1e-12) for x in (x0, prior))
+            ratio = float(size / other)
+            if not 1 / PRIOR_TOLERANCE < ratio < PRIOR_TOLERANCE:
+                rank_zero_warn(
+                    f"training starts where sampling does not: {type(self.coupling).__name__} gives starts whose "
+                    f" {tensor.name} is {ratio:.2f} times the size of what {type(self.prior).__name__} draws; "
+                    "give the prior the law of the zoo's initial weights",
+                    category=UserWarning,
+                )
+                return
+
+    def _generator(self, *keys: int) -> torch.Generator:
+        state = np.random.SeedSequence([self.seed, *keys]).generate_state(1)
+        return torch.Generator().manual_seed(int(state[0]))
+
+    def _describe_hyperparameters(self) -> None:
+        """Where the command line has not given plain hyperparameters, describe the objects they hold."""
+        if "_instantiator" in self.hparams:
+            return
+        parameters = inspect.signature(FlowMatchingModule.__init__).parameters
+        given = {name: value for name, value in self.hparams.items() if value is not parameters[name].default}
+        self.hparams.clear()
+        try:
+            self.hparams.update({name: describe(value) for name, value in given.items()}, _instantiator=INSTANTIATOR)
+        except DescriptionError as error:
+            # Such a module trains and samples; its checkpoint has to be told the arguments again.
+            self.hparams.update(space=given["space"], undescribed=str(error))
+
+
+def fingerprints(theta: Tensor) -> list[str]:
+    """A hash of each network's weights (n, D)."""
+    return [hashlib.blake2b(row.numpy().tobytes(), digest_size=8).hexdigest() for row in theta.float().cpu()]
+
+
+def _rows(batch: ZooBatch, start: int) -> ZooBatch:
+    """``CALIBRATION_BATCH`` networks from ``start`` on."""
+    rows = slice(start, start + CALIBRATION_BATCH)
+    first, label = (None if value is None else value[rows] for value in (batch.start, batch.label))
+    return ZooBatch(batch.x1[rows], first, batch.run[rows], label)
+
+
+def _place(batch: ZooBatch, device: torch.device) -> ZooBatch:
+    start, label = (None if value is None else value.to(device) for value in (batch.start, batch.label))
+    return ZooBatch(batch.x1.to(device), start, batch.run.to(device), label)
+
+
+def _name(description: Any) -> str:
+    """A short form of a network's description."""
+    args = ", ".join(f"{key}={value}" for key, value in (description or {}).get("init_args", {}).items())
+    return f"{(description or {}).get('class_path', 'unknown').rpartition('.')[2]}({args})"
