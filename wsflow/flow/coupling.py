@@ -104,7 +104,7 @@ class AlignedOptimalTransportCoupling(Coupling):
         _refuse_labels(batch)
         x1 = geometry.encode(batch.x1)
         columns = max(1, ELEMENTS // max(1, x0.numel()))
-        parts = [self._match(x0, ends, geometry) for ends in x1.split(columns)]
+        parts = [self._match(x0, ends, geometry) for ends in torch.split(x1, columns)]
         rows = assign(torch.cat([cost for cost, _ in parts]).T)
         perms = [torch.cat(group) for group in zip(*(perms for _, perms in parts), strict=True)]
         chosen = [group[torch.arange(len(rows)), rows] for group in perms]

@@ -50,7 +50,7 @@ class Prior(ABC):
     def sample_each(self, seed: int, indices: Iterable[int], geometry: Geometry) -> Tensor:
         """States (n, dim), each a function of (seed, its index) alone; see :func:`sample_prior`."""
         rows = [self.sample(1, geometry, generator) for generator in sample_generators(seed, indices)]
-        return torch.cat(rows) if rows else self.sample(0, geometry, torch.Generator())
+        return torch.cat(rows) if rows else torch.empty(0, geometry.dim)
 
 
 class GaussianPrior(Prior):

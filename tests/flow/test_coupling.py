@@ -1,0 +1,156 @@
+"""Couplings: the least plan, the order of the batch, and what they refuse."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+import torch
+from torch import Tensor
+
+from wsflow.alignment import WeightMatching
+from wsflow.flow import (
+    AlignedOptimalTransportCoupling,
+    Coupling,
+    GaussianPrior,
+    IndependentCoupling,
+    OptimalTransportCoupling,
+    TrajectoryCoupling,
+)
+from wsflow.flow.coupling import assign
+from wsflow.geometry import Geometry
+from wsflow.weightspace import WeightSpace, ZooBatch
+from wsflow.weightspace.symmetry import random_permutations
+
+COUPLINGS = {
+    "independent": IndependentCoupling(),
+    "optimal_transport": OptimalTransportCoupling(),
+    "aligned": AlignedOptimalTransportCoupling(WeightMatching()),
+    "trajectory": TrajectoryCoupling(),
+}
+OPTIMAL = ("optimal_transport", "aligned")
+
+
+@pytest.fixture
+def batch(space: WeightSpace, generator: torch.Generator) -> ZooBatch:
+    x1, start = torch.randn(2, 5, space.dim, generator=generator, dtype=torch.float64)
+    return ZooBatch(x1=x1, start=start, run=torch.arange(5))
+
+
+@pytest.fixture
+def x0(geometry: Geometry, generator: torch.Generator) -> Tensor:
+    return geometry.encode(torch.randn(5, geometry.space.dim, generator=generator, dtype=torch.float64))
+
+
+def same_rows(a: Tensor, b: Tensor) -> bool:
+    """Whether two matrices hold the same rows in some order."""
+    distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    return bool((distance < 1e-12).any(0).all()) and bool((distance < 1e-12).any(1).all())
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS.values(), ids=COUPLINGS.keys())
+def test_networks_keep_the_order_of_the_batch(coupling: Coupling, batch: ZooBatch, x0: Tensor, geometry: Geometry):
+    a, b = coupling(batch, x0, geometry)
+    assert torch.equal(b, geometry.encode(batch.x1))
+    assert a.shape == b.shape
+    assert torch.allclose(geometry.project(a), a)
+
+
+@pytest.mark.parametrize("name", ["independent", "optimal_transport"])
+def test_prior_states_are_used_once_each(name: str, batch: ZooBatch, x0: Tensor, geometry: Geometry):
+    a, _ = COUPLINGS[name](batch, x0, geometry)
+    assert same_rows(a, x0)
+
+
+def test_optimal_transport_is_optimal(batch: ZooBatch, x0: Tensor, geometry: Geometry):
+    a, b = OptimalTransportCoupling()(batch, x0, geometry)
+    best = min(geometry.distance(x0[list(p)], b).square().sum() for p in permutations(range(5)))
+    assert geometry.distance(a, b).square().sum() == pytest.approx(best.item())
+
+
+def test_aligned_transport_is_optimal_after_matching(
+    batch: ZooBatch, x0: Tensor, geometry: Geometry, monkeypatch: pytest.MonkeyPatch
+):
+    aligner, space = WeightMatching(), geometry.space
+    a, b = AlignedOptimalTransportCoupling(aligner)(batch, x0, geometry)
+    cost = torch.empty(5, 5)
+    for i in range(5):
+        for j in range(5):  # one pair at a time, permuting the decoded weights
+            theta0, theta1 = geometry.decode(x0[i : i + 1]), geometry.decode(b[j : j + 1])
+            moved = geometry.encode(space.permute(theta0, aligner.align(space, theta0, theta1[0])))
+            cost[i, j] = geometry.distance(moved, b[j : j + 1]).square()
+    best = min(cost[list(p), range(5)].sum() for p in permutations(range(5)))
+    assert geometry.distance(a, b).square().sum().item() == pytest.approx(best.item(), rel=1e-5)
+    assert best < geometry.distance(*OptimalTransportCoupling()(batch, x0, geometry)).square().sum()
+    monkeypatch.setattr("wsflow.flow.coupling.ELEMENTS", 1)  # pairs in small chunks
+    assert torch.equal(AlignedOptimalTransportCoupling(aligner)(batch, x0, geometry)[0], a)
+
+
+def test_aligned_transport_finds_planted_pairs(batch: ZooBatch, geometry: Geometry, generator: torch.Generator):
+    space = geometry.space
+    order = torch.tensor([2, 0, 4, 1, 3])
+    hidden = space.permute(batch.x1, random_permutations(space, 5, generator))[order]
+    a, b = AlignedOptimalTransportCoupling(WeightMatching(restarts=3))(batch, geometry.encode(hidden), geometry)
+    assert torch.allclose(a, b)
+
+
+def test_aligned_transport_keeps_functions(
+    batch: ZooBatch, x0: Tensor, geometry: Geometry, generator: torch.Generator
+):
+    a, _ = AlignedOptimalTransportCoupling(WeightMatching())(batch, x0, geometry)
+    inputs = torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    before, after = (geometry.space.forward(geometry.decode(x), inputs).flatten(1) for x in (x0, a))
+    assert torch.cdist(before, after).min(dim=0).values.max() < 1e-6
+    assert not same_rows(a, x0)
+
+
+def test_trajectory_pairs_each_network_with_its_start(batch: ZooBatch, x0: Tensor, geometry: Geometry):
+    a, b = TrajectoryCoupling()(batch, x0, geometry)
+    assert torch.equal(a, geometry.encode(batch.start))
+    with pytest.raises(ValueError, match="collect a zoo that keeps them"):
+        TrajectoryCoupling()(batch._replace(start=None), x0, geometry)
+
+
+@pytest.mark.parametrize("name", OPTIMAL)
+def test_weights_that_are_not_finite_are_refused(name: str, batch: ZooBatch, x0: Tensor, geometry: Geometry):
+    batch.x1[1, 3] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        COUPLINGS[name](batch, x0, geometry)
+
+
+@pytest.mark.parametrize("name", OPTIMAL)
+def test_batches_of_other_sizes_are_refused(name: str, batch: ZooBatch, x0: Tensor, geometry: Geometry):
+    with pytest.raises(ValueError, match="as many prior states as networks"):
+        COUPLINGS[name](batch, x0[:3], geometry)
+
+
+@pytest.mark.parametrize("name", OPTIMAL)
+def test_labels_are_refused(name: str, batch: ZooBatch, x0: Tensor, geometry: Geometry):
+    with pytest.raises(ValueError, match="biases a conditional flow"):
+        COUPLINGS[name](batch._replace(label=torch.zeros(5, 1)), x0, geometry)
+
+
+@pytest.mark.parametrize("name", OPTIMAL)
+def test_one_pair(name: str, batch: ZooBatch, x0: Tensor, geometry: Geometry):
+    one = ZooBatch(batch.x1[:1], batch.start[:1], batch.run[:1])
+    a, b = COUPLINGS[name](one, x0[:1], geometry)
+    assert a.shape == b.shape == (1, geometry.dim)
+
+
+def test_assignment_agrees_with_the_hungarian_method(generator: torch.Generator):
+    from scipy.optimize import linear_sum_assignment
+
+    cost = torch.rand(40, 40, generator=generator, dtype=torch.float64)
+    rows = assign(cost)
+    assert sorted(rows.tolist()) == list(range(40))
+    assert cost[rows, range(40)].sum().item() == pytest.approx(cost.numpy()[linear_sum_assignment(cost)].sum())
+
+
+def test_assignment_of_equal_costs_is_a_permutation():
+    assert sorted(assign(torch.ones(7, 7)).tolist()) == list(range(7))
+
+
+def test_optimal_transport_works_in_float32(batch: ZooBatch, geometry: Geometry, generator: torch.Generator):
+    x0 = GaussianPrior().sample(5, geometry, generator)
+    a, b = OptimalTransportCoupling()(batch._replace(x1=batch.x1.float()), x0, geometry)
+    assert a.dtype == b.dtype == torch.float32
