@@ -47,10 +47,12 @@ class NetworkInitializer(Initializer):
     def sample(self, space: WeightSpace, n: int, generator: torch.Generator) -> Tensor:
         """(n, D) weights as the layers initialise themselves."""
         module = copy.deepcopy(space.template).cpu()
-        seed = int(torch.randint(2**62, (), generator=generator))
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return torch.stack([self._draw(space, module) for _ in range(n)])
+            # Layers draw from the global generator; a seed would not do, since torch reads 32 bits of it.
+            torch.default_generator.set_state(generator.get_state())
+            theta = [self._draw(space, module) for _ in range(n)]
+            generator.set_state(torch.default_generator.get_state())
+        return torch.stack(theta)
 
     @staticmethod
     def _draw(space: WeightSpace, module: nn.Module) -> Tensor:
