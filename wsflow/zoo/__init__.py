@@ -1,9 +1,11 @@
 """Zoos: many trained networks, collected, kept on disk and served to training."""
 
 from wsflow.zoo.collect import Collector
+from wsflow.zoo.datamodule import ZooDataModule
+from wsflow.zoo.loader import NetworkLoader
 from wsflow.zoo.optimizer import SGD, Adam, RunOptimizer
-from wsflow.zoo.share import parse_share, share_from_environment
 from wsflow.zoo.shards import ZooError
+from wsflow.zoo.share import parse_share, share_from_environment
 from wsflow.zoo.snapshots import EverySnapshot, FinalSnapshot, SnapshotSchedule, ValidationSnapshot
 from wsflow.zoo.store import Zoo, split_runs
 from wsflow.zoo.write import write_manifest, write_networks
@@ -14,10 +16,12 @@ __all__ = [
     "Collector",
     "EverySnapshot",
     "FinalSnapshot",
+    "NetworkLoader",
     "RunOptimizer",
     "SnapshotSchedule",
     "ValidationSnapshot",
     "Zoo",
+    "ZooDataModule",
     "ZooError",
     "parse_share",
     "share_from_environment",

@@ -1,0 +1,213 @@
+"""Serving a zoo to training: splits by run, alignment, batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from wsflow.alignment import Aligner
+from wsflow.tasks.base import BaseTask
+from wsflow.weightspace import ZooBatch
+from wsflow.weightspace.symmetry import random_permutations
+from wsflow.zoo.align import align_zoo
+from wsflow.zoo.collect import Collector, refuse_other_settings
+from wsflow.zoo.loader import NetworkLoader
+from wsflow.zoo.shards import ZooError
+from wsflow.zoo.store import Zoo, split_runs
+from wsflow.zoo.write import MANIFEST
+
+PROBES = 16
+"""Inputs on which aligned networks are compared with the networks they were."""
+
+
+class ZooDataModule(LightningDataModule):
+    """Yields batches of trained networks, split into train, validation and test runs.
+
+    A run and all its snapshots belong to one split.  Where a network is permuted, by an aligner or at random, its start
+    is permuted with it; for an aligned network this makes the start depend on the trained weights, which biases the law
+    of the starts unless the field is equivariant.
+
+    Args:
+        task: The base task; it must be the one the zoo was trained on.
+        path: The zoo's directory.
+        collector: Collects the zoo where it is absent or incomplete.
+        batch_size: Networks per batch and process.
+        aligner: Aligns the networks to the first train run; none by default.
+        fractions: Of runs in train, validation and test.
+        split_seed: Of the split.
+        final_only: Whether only each run's final snapshot is used.
+        permute: Whether every network of a train batch gets random permutations, as augmentation.
+        seed: Of the order of batches and of random permutations.
+        passes: How often an epoch goes through the train networks; more make epochs of a small zoo longer.
+
+    Raises:
+        ValueError: unless batch size and passes are positive.
+    """
+
+    def __init__(
+        self,
+        task: BaseTask,
+        path: str,
+        collector: Collector | None = None,
+        batch_size: int = 32,
+        aligner: Aligner | None = None,
+        fractions: Sequence[float] = (0.8, 0.1, 0.1),
+        split_seed: int = 0,
+        final_only: bool = True,
+        permute: bool = False,
+        seed: int = 0,
+        passes: int = 1,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or passes < 1:
+            raise ValueError(f"batch_size and passes must be at least 1, got {batch_size} and {passes}")
+        self.task, self.path, self.collector, self.batch_size = task, path, collector, batch_size
+        self.aligner, self.fractions, self.split_seed, self.final_only = aligner, fractions, split_seed, final_only
+        self.permute, self.seed, self.passes = permute, seed, passes
+        self._zoo: Zoo | None = None
+        self._perms: list[Tensor] | None = None
+
+    @property
+    def space_description(self) -> dict[str, Any]:
+        """The base network's description, plain data, from which a module builds the weight space."""
+        return cast("dict[str, Any]", json.loads(json.dumps(dict(self.task.space.description or {}))))
+
+    @property
+    def zoo(self) -> Zoo:
+        """The zoo; opened, and its weights checked, on first use.
+
+        Raises:
+            ZooError: where it is missing, damaged, of another task or weight space, or holds weights that are not
+                finite.
+        """
+        if self._zoo is None:
+            zoo = Zoo.open(self.path)
+            self._check(zoo)
+            self._zoo = zoo
+        return self._zoo
+
+    @property
+    def runs(self) -> dict[str, Tensor]:
+        """The runs of each split."""
+        return split_runs(self.zoo.run_ids, self.fractions, self.split_seed)
+
+    @property
+    def reference_run(self) -> int:
+        """The run that networks are aligned to, the first of the train split."""
+        return int(self.runs["train"][0])
+
+    def prepare_data(self) -> None:
+        """Collect the zoo where it is absent or incomplete, and fill the alignment's cache; in one process only."""
+        if self.collector is not None and not (Path(self.path) / MANIFEST).exists():
+            self.collector.collect(self.task, self.path)
+        self._permutations()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the zoo and check that the train split fills a batch.
+
+        Raises:
+            ValueError: where it does not.
+        """
+        train, world = self.rows("train"), self._processes[1]
+        if len(train) * self.passes < self.batch_size * world:
+            raise ValueError(
+                f"batch_size {self.batch_size} in {world} process(es) is larger than the train split of "
+                f"{len(train)} networks in {self.path}; lower batch_size or collect more runs"
+            )
+        self._permutations()
+
+    def rows(self, split: str, final_only: bool | None = None) -> Tensor:
+        """Row numbers of a split's snapshots in the zoo.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            final_only: Whether only final snapshots count; as set for the data module by default.
+        """
+        if split not in self.runs:
+            raise ValueError(f"unknown split {split!r}; splits are {', '.join(self.runs)}")
+        rows = (
+            self.zoo.final() if (self.final_only if final_only is None else final_only) else torch.arange(len(self.zoo))
+        )
+        return rows[torch.isin(self.zoo.run[rows], self.runs[split])]
+
+    def networks(self, split: str) -> ZooBatch:
+        """The final snapshots of all runs of a split, aligned if training is."""
+        return self._batch(self.rows(split, final_only=True))
+
+    def calibration(self, n: int) -> ZooBatch:
+        """The first n train networks, aligned if training is."""
+        return self._batch(self.rows("train")[:n])
+
+    def train_dataloader(self) -> NetworkLoader:
+        """Shuffled batches of train networks."""
+        fetch = self._permuted if self.permute else self._plain
+        rank, world = self._processes
+        rows = self.rows("train")
+        return NetworkLoader(fetch, rows, self.batch_size, True, self.seed, self.passes, rank, world)
+
+    def val_dataloader(self) -> NetworkLoader:
+        """Batches of networks of validation runs."""
+        return self._in_order("val")
+
+    def test_dataloader(self) -> NetworkLoader:
+        """Batches of networks of test runs."""
+        return self._in_order("test")
+
+    @property
+    def _processes(self) -> tuple[int, int]:
+        """This process's number and how many there are."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _in_order(self, split: str) -> NetworkLoader:
+        rank, world = self._processes
+        return NetworkLoader(self._plain, self.rows(split), self.batch_size, rank=rank, world=world)
+
+    def _check(self, zoo: Zoo) -> None:
+        if zoo.space != self.task.space:
+            there, here = zoo.manifest["space"]["init_args"], self.space_description.get("init_args")
+            raise ZooError(
+                f"{self.path} holds weights of another architecture than the base network of task {self.task.name}: "
+                f"{there} there, {here} here"
+            )
+        wanted: dict[str, Any] = json.loads(json.dumps({"task": self.task.description}))
+        found = {"task": zoo.manifest["task"]}
+        if self.collector is not None and zoo.manifest.get("collector"):
+            wanted["collector"] = json.loads(json.dumps(self.collector.description))
+            found["collector"] = zoo.manifest["collector"]
+        if zoo.manifest["task"] is not None:
+            refuse_other_settings(Path(self.path), found, wanted)
+        zoo.check_finite()
+
+    def _permutations(self) -> list[Tensor] | None:
+        if self.aligner is not None and self._perms is None:
+            self._perms = align_zoo(self.zoo, self.aligner, self.reference_run, self.task.probe(PROBES))
+        return self._perms
+
+    def _batch(self, rows: Tensor) -> ZooBatch:
+        run = self.zoo.run[rows]
+        theta = self.zoo.rows(rows)
+        batch = ZooBatch(theta, self.zoo.starts_of(run) if self.zoo.has_start else None, run)
+        perms = self._permutations()
+        if perms is None:
+            return batch
+        position = self.zoo.position(run)
+        return self._move(batch, [p[position] for p in perms])
+
+    def _plain(self, rows: Tensor, generator: torch.Generator) -> ZooBatch:
+        return self._batch(rows)
+
+    def _permuted(self, rows: Tensor, generator: torch.Generator) -> ZooBatch:
+        return self._move(self._batch(rows), random_permutations(self.zoo.space, len(rows), generator))
+
+    def _move(self, batch: ZooBatch, perms: list[Tensor]) -> ZooBatch:
+        """The networks of a batch and their starts, permuted alike."""
+        space, start = self.zoo.space, batch.start
+        return batch._replace(
+            x1=space.permute(batch.x1, perms), start=None if start is None else space.permute(start, perms)
+        )
