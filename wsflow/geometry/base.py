@@ -123,9 +123,7 @@ class Geometry(nn.Module, ABC):
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """Lengths (B,) of the geodesics from ``x`` to ``y``; their gradient at coincident points is zero."""
         v = self.log(x, y)
-        square = self.inner(x, v, v)
-        apart = square > 0
-        return torch.where(apart, torch.where(apart, square, 1.0).sqrt(), 0.0)
+        return safe_sqrt(self.inner(x, v, v))
 
     @final
     def pairwise_distance(self, x: Tensor, y: Tensor) -> Tensor:
@@ -151,6 +149,12 @@ class Geometry(nn.Module, ABC):
     def finish(self, x: Tensor) -> Tensor:
         """The point that sampling returns for its final state ``x`` (B, dim): the nearest one of the geometry."""
         return self.project(x)
+
+
+def safe_sqrt(square: Tensor) -> Tensor:
+    """The root, with gradient zero at zero."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
 
 
 def import_geoopt() -> Any:

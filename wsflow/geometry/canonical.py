@@ -14,11 +14,12 @@ does not.  Two ways lead back:
 
 The last layer of any other network stays as it is.
 
-*Zeros.*  No function is changed:
+*Zeros.*  No value and no probability is changed:
 
 - a hidden neuron whose incoming weights are all zero puts out the constant :math:`\sigma(b)`.  That constant times
   the outgoing weights moves into the biases of the groups it feeds, the outgoing weights and the bias become zero, and
-  the incoming weights the unit vector with equal coordinates.  Without a bias to move it to, ``encode`` refuses;
+  the incoming weights the unit vector with equal coordinates (where both ends of an edge are dead, that of its target
+  decides; it changes nothing).  Without a bias to move it to, ``encode`` refuses;
 - a last layer of zeros becomes the unit matrix with equal entries, at scale 1, its bias unchanged: the same number is
   added to all logits, which leaves the probabilities as they were.
 

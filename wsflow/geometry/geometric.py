@@ -10,11 +10,10 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from wsflow.geometry import sphere
-from wsflow.geometry.base import Geometry, import_geoopt
+from wsflow.geometry.base import Geometry, import_geoopt, safe_sqrt
 from wsflow.geometry.canonical import CanonicalForm
 from wsflow.geometry.euclidean import flat_distances
 from wsflow.weightspace import WeightSpace
@@ -81,4 +80,4 @@ class Geometric(Geometry):
         square = flat_distances(x_rest, y_rest).square()
         for a, b in zip(x_spheres, y_spheres, strict=True):
             square = square + sphere.pairwise_angles(a.transpose(0, 1), b.transpose(0, 1)).square().sum(0)
-        return torch.sqrt(square)
+        return safe_sqrt(square)
