@@ -94,9 +94,7 @@ def test_aligned_transport_finds_planted_pairs(batch: ZooBatch, geometry: Geomet
     assert torch.allclose(a, b)
 
 
-def test_aligned_transport_keeps_functions(
-    batch: ZooBatch, x0: Tensor, geometry: Geometry, generator: torch.Generator
-):
+def test_aligned_transport_keeps_functions(batch: ZooBatch, x0: Tensor, geometry: Geometry, generator: torch.Generator):
     a, _ = AlignedOptimalTransportCoupling(WeightMatching())(batch, x0, geometry)
     inputs = torch.randn(6, 5, generator=generator, dtype=torch.float64)
     before, after = (geometry.space.forward(geometry.decode(x), inputs).flatten(1) for x in (x0, a))
@@ -105,7 +103,7 @@ def test_aligned_transport_keeps_functions(
 
 
 def test_trajectory_pairs_each_network_with_its_start(batch: ZooBatch, x0: Tensor, geometry: Geometry):
-    a, b = TrajectoryCoupling()(batch, x0, geometry)
+    a, _ = TrajectoryCoupling()(batch, x0, geometry)
     assert torch.equal(a, geometry.encode(batch.start))
     with pytest.raises(ValueError, match="collect a zoo that keeps them"):
         TrajectoryCoupling()(batch._replace(start=None), x0, geometry)
