@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,8 +113,13 @@ def test_trajectory_pairs_each_network_with_its_start(batch: ZooBatch, x0: Tenso
 @pytest.mark.parametrize("name", OPTIMAL)
 def test_weights_that_are_not_finite_are_refused(name: str, batch: ZooBatch, x0: Tensor, geometry: Geometry):
     batch.x1[1, 3] = float("nan")
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="1 of 5 networks of the batch are not finite, the first at row 1"):
         COUPLINGS[name](batch, x0, geometry)
+
+
+def test_costs_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="1 of 4 transport costs are not finite"):
+        assign(torch.tensor([[0.0, float("inf")], [1.0, 2.0]]))
 
 
 @pytest.mark.parametrize("name", OPTIMAL)
@@ -142,6 +148,13 @@ def test_assignment_agrees_with_the_hungarian_method(generator: torch.Generator)
     rows = assign(cost)
     assert sorted(rows.tolist()) == list(range(40))
     assert cost[rows, range(40)].sum().item() == pytest.approx(cost.numpy()[linear_sum_assignment(cost)].sum())
+
+
+def test_a_plan_that_is_no_assignment_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    plans = SimpleNamespace(emd=lambda a, b, cost, **settings: 0 * cost)  # what POT gives for costs it cannot handle
+    monkeypatch.setattr("wsflow.flow.coupling._ot", lambda: plans)
+    with pytest.raises(RuntimeError, match="not an assignment"):
+        assign(torch.ones(3, 3))
 
 
 def test_assignment_of_equal_costs_is_a_permutation():

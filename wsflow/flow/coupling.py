@@ -81,6 +81,7 @@ class OptimalTransportCoupling(Coupling):
         """The assignment of x0 to the networks with the least total squared distance."""
         _refuse_labels(batch)
         x1 = geometry.encode(batch.x1)
+        _check_finite(x0, x1)
         return x0[assign(geometry.pairwise_distance(x0, x1).square())], x1
 
 
@@ -103,11 +104,12 @@ class AlignedOptimalTransportCoupling(Coupling):
         """The best assignment after matching, and the matched x0."""
         _refuse_labels(batch)
         x1 = geometry.encode(batch.x1)
+        _check_finite(x0, x1)
         columns = max(1, ELEMENTS // max(1, x0.numel()))
         parts = [self._match(x0, ends, geometry) for ends in torch.split(x1, columns)]
         rows = assign(torch.cat([cost for cost, _ in parts]).T)
         perms = [torch.cat(group) for group in zip(*(perms for _, perms in parts), strict=True)]
-        chosen = [group[torch.arange(len(rows)), rows] for group in perms]
+        chosen = [group[torch.arange(len(rows), device=rows.device), rows] for group in perms]
         return _permute(geometry.space, x0[rows], chosen), x1
 
     def _match(self, x0: Tensor, x1: Tensor, geometry: Geometry) -> tuple[Tensor, list[Tensor]]:
@@ -153,9 +155,7 @@ def assign(cost: Tensor) -> Tensor:
         raise ValueError(f"optimal transport needs as many prior states as networks, got costs {tuple(cost.shape)}")
     if not cost.isfinite().all():
         bad = int((~cost.isfinite()).sum())
-        raise ValueError(
-            f"{bad} of {cost.numel()} transport costs are not finite: the weights hold NaN or are too large"
-        )
+        raise ValueError(f"{bad} of {cost.numel()} transport costs are not finite: the weights are too large")
     import ot
 
     plan = torch.from_numpy(ot.emd([], [], cost.double().cpu().numpy(), numItermax=10_000_000))
@@ -178,6 +178,15 @@ def _ot() -> Any:
 def _permute(space: WeightSpace, x: Tensor, perms: list[Tensor]) -> Tensor:
     """Permute the neurons of states: coordinates in flat order, and extra ones that permutations leave alone."""
     return torch.cat([space.permute(x[:, : space.dim], perms), x[:, space.dim :]], dim=1)
+
+
+def _check_finite(x0: Tensor, x1: Tensor) -> None:
+    for what, states in (("prior states", x0), ("networks", x1)):
+        bad = (~states.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+        if bad:
+            raise ValueError(
+                f"{len(bad)} of {len(states)} {what} of the batch are not finite, the first at row {bad[0]}"
+            )
 
 
 def _refuse_labels(batch: ZooBatch) -> None:
