@@ -18,9 +18,10 @@ exactly.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -214,7 +215,7 @@ class FlowMatchingModule(LightningModule):
         self._evaluation_step("test/flow_loss", batch, batch_idx)
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Generated networks (n, D) of sample indices ``batch`` (n,); ``self.sampler`` and ``self.sample_seed`` say how."""
+        """Networks (n, D) of sample indices ``batch`` (n,); ``self.sampler`` and ``self.sample_seed`` say how."""
         return self.sample(batch.tolist(), self.sample_seed, self.sampler, batch_size=max(1, len(batch)))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -224,7 +225,9 @@ class FlowMatchingModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember by fingerprint which starts a prior of starts was trained with."""
+        """Remember the data module's arguments and, by fingerprint, the starts that a prior of starts was given."""
+        with contextlib.suppress(DescriptionError):  # a data module that cannot be described is named at evaluation
+            checkpoint["data"] = describe(getattr(self._trainer, "datamodule", None))
         if isinstance(self.prior, StartsPrior) and self.prior.starts is not None:
             checkpoint["seen_starts"] = fingerprints(self.prior.starts)
 
@@ -248,6 +251,14 @@ class FlowMatchingModule(LightningModule):
         if "_instantiator" in stored and "_instantiator" not in self.hparams:
             self.hparams.clear()
             self.hparams.update(stored)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As every module does; weights that do not fit are a ValueError of one line."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            first = " ".join(str(error).split()[:40])
+            raise ValueError(f"the checkpoint's weights do not fit this model's field: {first} ...") from error
 
     def _evaluation_step(self, name: str, batch: ZooBatch, batch_idx: int) -> None:
         generator = self._generator(VALIDATION, batch_idx, self.global_rank)
@@ -273,7 +284,7 @@ class FlowMatchingModule(LightningModule):
             if not 1 / PRIOR_TOLERANCE < ratio < PRIOR_TOLERANCE:
                 rank_zero_warn(
                     f"training starts where sampling does not: {type(self.coupling).__name__} gives starts whose "
-                    f" {tensor.name} is {ratio:.2f} times the size of what {type(self.prior).__name__} draws; "
+                    f"{tensor.name} is {ratio:.2f} times the size of what {type(self.prior).__name__} draws; "
                     "give the prior the law of the zoo's initial weights",
                     category=UserWarning,
                 )

@@ -2,13 +2,15 @@
 
 Every process writes the networks of each of its batches to a hidden folder beside the target.  When all have arrived,
 the first process puts them in order of their sample index, writes them in the zoo's format and renames the result: the
-target is complete or absent, and the same for one process and for eight.
+target is complete or absent, and the same for one process and for eight.  The manifest also holds
+``seconds_per_network``, summed over processes.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +43,7 @@ class SampleWriter(BasePredictionWriter):
         interval: Interval = "batch"
         super().__init__(interval)
         self.path, self.extra, self.overwrite = Path(path), dict(extra or {}), overwrite
+        self._begin = 0.0
         if self.path.exists() and not overwrite:
             raise ZooError(f"{self.path} exists already; give another folder, or --overwrite to replace it")
         if self.path.exists() and Zoo.open(self.path).kind != "samples":
@@ -57,6 +60,7 @@ class SampleWriter(BasePredictionWriter):
             shutil.rmtree(self.parts, ignore_errors=True)
             self.parts.mkdir(parents=True)
         trainer.strategy.barrier("wsflow_samples_begin")
+        self._begin = time.perf_counter()
 
     def write_on_batch_end(
         self,
@@ -77,10 +81,10 @@ class SampleWriter(BasePredictionWriter):
         """Put all batches together once every process has written its own."""
         trainer.strategy.barrier("wsflow_samples_written")
         if trainer.is_global_zero:
-            self._assemble(pl_module)
+            self._assemble(pl_module, trainer.world_size * (time.perf_counter() - self._begin))
         trainer.strategy.barrier("wsflow_samples_assembled")
 
-    def _assemble(self, pl_module: LightningModule) -> None:
+    def _assemble(self, pl_module: LightningModule, seconds: float) -> None:
         if not isinstance(pl_module, FlowMatchingModule):
             raise TypeError(f"SampleWriter writes what FlowMatchingModule generates, not {type(pl_module).__name__}")
         parts = [safetensors.torch.load_file(file) for file in sorted(self.parts.glob("*.safetensors"))]
@@ -88,7 +92,8 @@ class SampleWriter(BasePredictionWriter):
         order = index.argsort()
         theta = torch.cat([part["theta"] for part in parts])[order]
         folder = self.parts / "complete"
-        write_networks(folder, theta, pl_module.space, run=index[order], extra=self.extra)
+        extra = {**self.extra, "seconds_per_network": seconds / len(index)}
+        write_networks(folder, theta, pl_module.space, run=index[order], extra=extra)
         if self.path.exists():
             os.replace(self.path, self.parts / "replaced")
         os.replace(folder, self.path)

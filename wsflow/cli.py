@@ -1,0 +1,292 @@
+"""The command line: ``wsflow fit | validate | test | collect | predict | evaluate | zoo``.
+
+``fit``, ``validate`` and ``test`` are Lightning's, configured by YAML files that compose
+(``-c configs/mnist.yaml -c configs/geometry/geometric.yaml``) and by options that override them.  Everything that a
+run leaves behind lies in ``trainer.default_root_dir``: ``checkpoints/``, ``logs/``, one config per stage,
+``timing.json``.
+
+Classes that this module imports can be named without their package in a config; any other class, such as a task of
+your own, by its full path.  A mistake ends in one line on standard error and exit status 1; ``WSFLOW_DEBUG=1`` shows
+the whole trace.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from wsflow import __version__, alignment, callbacks, commands, fields, flow, geometry, schedule, tasks, weightspace
+from wsflow.api import read_checkpoint
+from wsflow.commands.run import read_timing, record_timing
+from wsflow.fields.relational_transformer import RelationalTransformer
+from wsflow.module import FlowMatchingModule
+from wsflow.zoo import ZooDataModule, parse_share, share_from_environment
+from wsflow.zoo import commands as zoo_commands
+from wsflow.zoo.write import MANIFEST
+
+PLUGINS = (alignment, callbacks, fields, RelationalTransformer, flow, geometry, schedule, tasks, weightspace)
+"""What configs can name without a package: jsonargparse finds the classes that have been imported."""
+
+STAGES = ("fit", "validate", "test")
+
+
+class StageConfig(SaveConfigCallback):
+    """Saves the parsed configuration as ``<stage>.yaml`` in the run folder, so that one stage keeps another's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file; Lightning calls this on the first process."""
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = trainer.state.fn.value if trainer.state.fn is not None else stage
+        self.parser.save(self.config, folder / f"{stage}.yaml", skip_none=False, overwrite=True, multifile=False)
+
+
+class WsflowCLI(LightningCLI):
+    """``fit``, ``validate`` and ``test`` of a flow on a zoo."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self._begin = 0.0
+        super().__init__(
+            FlowMatchingModule,
+            ZooDataModule,
+            save_config_callback=StageConfig,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={"exit_on_error": False, "prog": "wsflow"} | {s: {"exit_on_error": False} for s in STAGES},
+            args=list(args),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's own, but for predict, which needs no config."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in STAGES}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What follows from what: the weight space from the data, every seed from one."""
+        add_links(parser)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the given arguments; what Python itself was called with is no concern of this class."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+    def _parse_ckpt_path(self) -> None:
+        """Check the checkpoint; in validate and test, its own settings of the model are used.
+
+        In fit they are not: a resumed training is configured by the config, and says where that differs.
+        """
+        config = self.config[self.config.subcommand]
+        if config.ckpt_path and not str(config.ckpt_path).startswith(("last", "best", "hpc", "registry")):
+            read_checkpoint(config.ckpt_path)
+            if self.config.subcommand != "fit":
+                super()._parse_ckpt_path()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """TensorBoard and CSV logs in the run folder, unless the config has other loggers; checkpoints beside them."""
+        config = self._get(self.config_init, "trainer")
+        root = config.get("default_root_dir") or "runs"
+        if config.get("logger") is None and not config.get("fast_dev_run"):
+            kwargs["logger"] = run_loggers(root)
+        trainer = super().instantiate_trainer(default_root_dir=root, **kwargs)
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(Path(root, "checkpoints").resolve())
+        return trainer
+
+    def before_fit(self) -> None:
+        """Refuse to mix two trainings in a folder; collect the zoo if it is absent, and take the time."""
+        root = Path(self.trainer.default_root_dir)
+        if self._ckpt_path is None and not self._fast and any(root.glob("checkpoints/*.ckpt")):
+            raise ValueError(
+                f"{root} holds checkpoints of another training: continue it with --ckpt_path last, "
+                "or choose another --trainer.default_root_dir"
+            )
+        self._collect(root)
+        self._begin = time.perf_counter()
+
+    def after_fit(self) -> None:
+        """Write down how long training took, with what it took before it was resumed."""
+        if self.trainer.is_global_zero and not self._fast:
+            before = read_timing(self.trainer.default_root_dir).get("fit", 0.0) if self._ckpt_path else 0.0
+            record_timing(self.trainer.default_root_dir, fit=before + time.perf_counter() - self._begin)
+
+    @property
+    def _fast(self) -> bool:
+        """Whether this is Lightning's dry run, which leaves nothing behind."""
+        return bool(self._get(self.config_init, "trainer").get("fast_dev_run"))
+
+    @property
+    def _ckpt_path(self) -> str | None:
+        path: str | None = self._get(self.config, "ckpt_path")
+        return path
+
+    @rank_zero_only
+    def _collect(self, root: Path) -> None:
+        begin = time.perf_counter()
+        if self.datamodule.collector is not None and not Path(self.datamodule.path, MANIFEST).exists():
+            self.datamodule.prepare_data()
+            record_timing(root, collect=time.perf_counter() - begin)
+
+
+def run_loggers(root: str | Path) -> list[Logger]:
+    """TensorBoard and CSV logs of one start, ``logs/version_<k>`` in the run folder."""
+    taken = [int(path.name[8:]) for path in Path(root, "logs").glob("version_*") if path.name[8:].isdecimal()]
+    version = max(taken, default=-1) + 1
+    return [TensorBoardLogger(root, "logs", version), CSVLogger(root, "logs", version)]
+
+
+def add_links(parser: LightningArgumentParser) -> None:
+    """Link arguments that follow from others."""
+    parser.link_arguments("data.space_description", "model.space", apply_on="instantiate")
+    parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+    parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+
+def collect(args: Sequence[str]) -> None:
+    """Train the runs of a zoo."""
+    parser = LightningArgumentParser(prog="wsflow collect", description=collect.__doc__ or "", exit_on_error=False)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="A config as for fit; its data part is used.")
+    parser.add_argument("--shard", type=str, help="This process's share i/n; read from torchrun or SLURM by default.")
+    parser.add_argument("--dry-run", action="store_true", help="Only print the estimated time, memory and disk space.")
+    parser.add_argument("--quiet", action="store_true", help="Show no progress bar.")
+    parser.add_argument("--seed_everything", type=bool | int, default=0, help="As for fit; of no effect on a zoo.")
+    parser.add_lightning_class_args(ZooDataModule, "data")
+    parser.add_lightning_class_args(FlowMatchingModule, "model")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_method_arguments(Trainer, "fit", skip={"model", "train_dataloaders", "val_dataloaders", "datamodule"})
+    add_links(parser)
+    config = parser.parse_args(list(args))
+    share = parse_share(config.shard) if config.shard else share_from_environment()
+    data_parser = ArgumentParser(exit_on_error=False)
+    data_parser.add_class_arguments(ZooDataModule, "data")
+    data = data_parser.instantiate_classes(data_parser.parse_object({"data": config.data.as_dict()})).data
+    commands.collect(data, share, config.dry_run, progress=not config.quiet)
+
+
+def predict(args: Sequence[str]) -> None:
+    """Generate networks from a checkpoint."""
+    _call(commands.predict, "predict", args)
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """Compare generated networks with held-out runs and baselines."""
+    _call(commands.evaluate, "evaluate", args)
+
+
+def zoo(args: Sequence[str]) -> None:
+    """Look at zoos, check, merge or cut them."""
+    parser = ArgumentParser(prog="wsflow zoo", description=zoo.__doc__ or "", exit_on_error=False)
+    choices = parser.add_subcommands(dest="command")
+    for function in (zoo_commands.info, zoo_commands.verify, zoo_commands.merge, zoo_commands.subset):
+        name, summary = function.__name__, _summary(function)
+        inner = ArgumentParser(description=summary, exit_on_error=False)
+        inner.add_argument("paths" if name == "merge" else "path", nargs="+" if name == "merge" else None)
+        inner.add_function_arguments(function, as_group=False, skip={"paths", "path"})
+        choices.add_subcommand(name, inner, help=summary)
+    config = parser.parse_args(list(args))
+    getattr(zoo_commands, config.command)(**config[config.command].as_dict())
+
+
+def stage(args: Sequence[str]) -> None:
+    """Lightning's part."""
+    WsflowCLI(args)
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "fit": (stage, "Train a flow; collects the zoo if it is absent."),
+    "validate": (stage, "Flow loss, and samples if the config asks for them, on validation runs."),
+    "test": (stage, "Flow loss on test runs."),
+    "collect": (collect, collect.__doc__ or ""),
+    "predict": (predict, predict.__doc__ or ""),
+    "evaluate": (evaluate, evaluate.__doc__ or ""),
+    "zoo": (zoo, zoo.__doc__ or ""),
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        args: What follows ``wsflow`` on the command line; taken from there by default.
+
+    Returns:
+        The exit status, 0 or 1.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    try:
+        with warnings.catch_warnings():
+            _quieten()
+            _dispatch(given)
+    except (ValueError, OSError, ArgumentError, MisconfigurationException) as error:
+        if os.environ.get("WSFLOW_DEBUG"):
+            raise
+        print(f"wsflow: error: {one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line, without jsonargparse's listing of what it tried."""
+    noise = ("Given value", "Subtypes:", "Errors:", "Does not validate", "- Expected a <class 'NoneType'>")
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line.removeprefix("- ") for line in lines if line and not line.startswith(noise)]
+    return " ".join(kept) or type(error).__name__
+
+
+def _dispatch(args: list[str]) -> None:
+    name = args[0] if args else "--help"
+    if name in ("-h", "--help"):
+        print(
+            "usage: wsflow <command> [options]\n\n"
+            + "\n".join(f"  {n:<10} {text}" for n, (_, text) in COMMANDS.items())
+        )
+        print("\n'wsflow <command> --help' lists the options of a command.")
+    elif name == "--version":
+        print(__version__)
+    elif name not in COMMANDS:
+        raise ValueError(f"unknown command {name!r}; commands are {', '.join(COMMANDS)}")
+    else:
+        COMMANDS[name][0](args if name in STAGES else args[1:])
+
+
+def _call(function: Callable[..., None], name: str, args: Sequence[str]) -> None:
+    """Call a function with arguments parsed by its signature."""
+    parser = ArgumentParser(prog=f"wsflow {name}", description=_summary(function), exit_on_error=False)
+    parser.add_function_arguments(function, as_group=False)
+    function(**parser.instantiate_classes(parser.parse_args(list(args))).as_dict())
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    return (function.__doc__ or "").partition("\n")[0]
+
+
+def _quieten() -> None:
+    """Ignore warnings that tell a user of wsflow nothing."""
+    for message in (
+        r".*LeafSpec.*",  # lightning 2.6 calls torch's pytree by names that torch 2.15 deprecates
+        r".*does not have many workers.*",  # networks lie in memory, workers would only copy them
+        r"Checkpoint directory .* exists and is not empty",  # before_fit refuses what this warns of
+        r".*`torch.jit.script` is deprecated.*",  # torch-geometric scripts functions when imported
+    ):
+        warnings.filterwarnings("ignore", message)

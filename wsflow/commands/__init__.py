@@ -1,0 +1,7 @@
+"""What the commands beside fit, validate and test do; :mod:`wsflow.cli` parses their arguments."""
+
+from wsflow.commands.collect import collect
+from wsflow.commands.evaluate import evaluate
+from wsflow.commands.predict import predict
+
+__all__ = ["collect", "evaluate", "predict"]

@@ -1,0 +1,103 @@
+"""``wsflow predict``: generated networks on disk, by any number of processes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+
+from wsflow.api import Flow, load
+from wsflow.callbacks import SampleWriter
+from wsflow.commands.run import record_timing, run_folder
+from wsflow.description import describe
+from wsflow.flow import Sampler, Solver, StartsPrior
+from wsflow.module import fingerprints
+from wsflow.zoo import Zoo
+
+
+def predict(
+    ckpt_path: str,
+    n: int = 1000,
+    out: str | None = None,
+    seed: int = 0,
+    steps: int = 16,
+    solver: Solver | None = None,
+    noise: float = 0.0,
+    starts: str | None = None,
+    batch_size: int = 256,
+    accelerator: str = "auto",
+    devices: int = 1,
+    overwrite: bool = False,
+) -> None:
+    """Generate networks from a checkpoint.
+
+    Args:
+        ckpt_path: Checkpoint of a trained flow.
+        n: How many networks.
+        out: Folder to make; ``samples`` in the run's folder by default.
+        seed: Network i depends on (seed, i) alone, not on batches or processes.
+        steps: Solver steps.
+        solver: Euler by default; Heun and RK4 evaluate the field 2 and 4 times a step.
+        noise: Standard deviation of noise added before every step.
+        starts: A zoo whose runs' initial weights the flow starts from, for flows whose prior are given starts; runs
+            that the flow was trained on are refused.
+        batch_size: Networks solved at once.
+        accelerator: Such as cpu, gpu or auto.
+        devices: Number of processes, one per device.
+        overwrite: Whether an existing folder of generated networks may be replaced.
+
+    Raises:
+        ValueError: where a setting, the checkpoint or the folder does not fit.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    flow, begin = load(ckpt_path), time.perf_counter()
+    module = flow.module
+    module.sampler, module.sample_seed = Sampler(solver, steps, noise), seed
+    if starts is not None or isinstance(module.prior, StartsPrior):
+        module.prior = unseen_starts(flow, starts)
+    run = run_folder(ckpt_path)
+    folder = Path(out) if out is not None else run / "samples"
+    extra = {
+        "checkpoint": str(ckpt_path),
+        "sampling": {"seed": seed, "steps": steps, "solver": describe(module.sampler.solver), "noise": noise},
+        "geometry": module.hparams.get("geometry"),
+        "data": flow.data,
+    }
+    trainer = Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[SampleWriter(folder, extra, overwrite)],
+    )
+    loader = DataLoader[int](range(n), batch_size=batch_size)  # type: ignore[arg-type]
+    trainer.predict(module, dataloaders=loader, return_predictions=False)
+    if trainer.is_global_zero:
+        record_timing(run, predict=time.perf_counter() - begin)
+        print(f"{n} generated networks in {folder}")
+
+
+def unseen_starts(flow: Flow, path: str | None) -> StartsPrior:
+    """A prior of the starts of runs that the flow has not seen.
+
+    Raises:
+        ValueError: without a zoo of starts, and where one of them was seen in training.
+    """
+    if not isinstance(flow.module.prior, StartsPrior):
+        raise ValueError(f"starts do not fit a flow whose prior is {type(flow.module.prior).__name__}")
+    if path is None:
+        raise ValueError(
+            "this flow starts from given initial weights; those of training runs would give back training networks: "
+            "give a zoo of other runs by --starts"
+        )
+    start = Zoo.open(path).start
+    if start is None:
+        raise ValueError(f"{path} keeps no initial weights")
+    seen = set(fingerprints(start)) & set(flow.seen_starts or [])
+    if seen:
+        raise ValueError(f"{len(seen)} of {len(start)} runs in {path} were trained on; give a zoo of other runs")
+    return StartsPrior(start)

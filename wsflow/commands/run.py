@@ -1,0 +1,32 @@
+"""A run folder: ``checkpoints/``, logs, configs, samples, reports, and ``timing.json``.
+
+Every command adds its seconds to ``timing.json``, and ``evaluate`` puts them in its report.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+TIMING = "timing.json"
+
+
+def run_folder(ckpt_path: str | Path) -> Path:
+    """The run that a checkpoint belongs to."""
+    folder = Path(ckpt_path).resolve().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+def read_timing(folder: str | Path) -> dict[str, float]:
+    """Seconds by command; empty where nothing was recorded."""
+    file = Path(folder) / TIMING
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def record_timing(folder: str | Path, **seconds: float) -> None:
+    """Write down how long commands took, beside what is already there."""
+    file = Path(folder) / TIMING
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(read_timing(folder) | seconds, indent=2) + "\n")
+    temporary.replace(file)
