@@ -156,11 +156,10 @@ def assign(cost: Tensor) -> Tensor:
     if not cost.isfinite().all():
         bad = int((~cost.isfinite()).sum())
         raise ValueError(f"{bad} of {cost.numel()} transport costs are not finite: the weights are too large")
-    import ot
-
-    plan = torch.from_numpy(ot.emd([], [], cost.double().cpu().numpy(), numItermax=10_000_000))
+    plan = torch.from_numpy(_ot().emd([], [], cost.double().cpu().numpy(), numItermax=10_000_000))
     rows = plan.argmax(dim=0)
-    if not torch.equal(rows.sort().values, torch.arange(len(rows))):
+    permutation = torch.nn.functional.one_hot(rows, len(rows)).T
+    if not torch.allclose(len(rows) * plan, permutation.to(plan)) or not bool((permutation.sum(1) == 1).all()):
         raise RuntimeError("the transport plan of two equal, uniform batches is not an assignment")
     return rows.to(cost.device)
 
