@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -278,6 +280,22 @@ def test_a_dead_constant_does_not_move_through_a_convolution():
     theta[:, space.attached("a")[0]] = 1
     with pytest.raises(ValueError, match=r"'a'.*no bias to move it to"):
         Geometric(space).encode(theta)
+
+
+def test_a_dead_constant_moves_through_a_flattened_layer():
+    space = branched()
+    main = space.blocks[2]
+    flat = replace(main, shape=(main.out, main.in_ * main.depth))
+    space = replace(space, blocks=(*space.blocks[:2], flat, space.blocks[3]))
+    theta = draw(space)
+    theta[:, space.incoming("a")[0]] = 0
+    theta[:, space.attached("a")[0]] = 2
+    moved = 2 * theta[:, main.slice].view(-1, main.out, main.in_, main.depth)[:, :, 0].sum(-1)
+    bare = theta.clone()
+    bare[:, space.attached("a")[0]] = -2
+    bare[:, space.attached("b")[:, 0]] += moved
+    geometry = Geometric(space)
+    torch.testing.assert_close(geometry.encode(theta), geometry.encode(bare))
 
 
 def test_norm_layers_and_cycles_are_refused():

@@ -53,5 +53,11 @@ class Euclidean(Geometry):
 
 
 def flat_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distances (..., n, m), by differences, so that small ones are exact."""
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    """Euclidean distances (..., n, m) of (..., n, K) to (..., m, K), in which small ones are right too.
+
+    Up to float32 by matrix products in float64, whose cancellation is below float32's own rounding; in float64 by
+    differences, which is slower.
+    """
+    if x.dtype == torch.float64:
+        return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cdist(x.double(), y.double(), compute_mode="use_mm_for_euclid_dist").to(x.dtype)
