@@ -120,7 +120,7 @@ def test_identical_neurons_do_not_change_places():
     theta, reference = draw(THESIS, 20), draw(THESIS, 1, seed=1)[0]
     profile = torch.cat([THESIS.incoming("hidden1"), THESIS.attached("hidden1"), THESIS.outgoing("hidden1")], dim=1)
     theta[:, profile[8:]] = theta[:, profile[:8]]
-    for perm in WeightMatching().align(THESIS, align(THESIS, theta, reference), reference):
+    for perm in WeightMatching(iterations=1).align(THESIS, align(THESIS, theta, reference), reference):
         assert torch.equal(perm, torch.arange(16).expand(20, 16))
 
 
