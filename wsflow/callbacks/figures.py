@@ -70,7 +70,7 @@ def principal_components(report: Report) -> Figure:
     for name, x, color, marker in clouds:
         points = pca.transform(_array(x))
         legend = f"{name} ({len(x)})"
-        axes.scatter(points[:, 0], points[:, 1], 14, color, marker, alpha=0.75, linewidths=0, label=legend)
+        axes.scatter(points[:, 0], points[:, 1], s=14, c=color, marker=marker, alpha=0.75, linewidths=0, label=legend)
     share = 100 * pca.explained_variance_ratio_
     axes.set_xlabel(f"first principal component ({share[0]:.1f} % of variance)")
     axes.set_ylabel(f"second principal component ({share[1]:.1f} %)")
@@ -124,7 +124,7 @@ def _bins(values: Numbers) -> Numbers:
     count = round(np.ptp(distinct) / gap) + 1
     if count <= 40:
         return np.asarray(distinct[0] + gap * (np.arange(count + 1) - 0.5))
-    return np.linspace(distinct[0], distinct[-1], 25)
+    return np.linspace(values.min(), values.max(), 25)
 
 
 def _plain(figure: Figure) -> Figure:

@@ -9,6 +9,7 @@ are easy to make, so a baseline is compared at equal novelty: one that is less n
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -189,7 +190,6 @@ def match_novelty(
     theta: Tensor,
     material: Material,
     novelty: Callable[[Tensor], float],
-    target: float,
     generator: torch.Generator,
     tolerance: float = 0.02,
 ) -> tuple[Tensor, float]:
@@ -198,28 +198,26 @@ def match_novelty(
     Args:
         theta: (n, D).
         material: Gives the noise its size in each tensor.
-        novelty: Of networks (n, D), a number that noise raises.
-        target: The novelty asked for.
+        novelty: Of networks (n, D), relative to what is asked for: a number that noise raises, to be brought to 1.
         generator: Of the noise; one draw serves every size, so that novelty is continuous in it.
-        tolerance: Relative, of the target.
+        tolerance: How far from 1 novelty may end.
 
     Returns:
         The networks, and the noise in standard deviations of the zoo; 0 and the networks unchanged where they are new
         enough.  Noise of at most :data:`LIMIT` is tried; where that is not enough, it is what is returned.
     """
-    if not novelty(theta) < target * (1 - tolerance):
+    if not novelty(theta) < 1 - tolerance:
         return theta, 0.0
     x = material.form(theta)
     noise = _normal(len(x), x, generator) * material.tensor_std()
-    low, high = 0.0, LIMIT / 2**10
-    while novelty(noisy := material.form.invert(x + high * noise)) < target and high < LIMIT:
-        low, high = high, 2 * high
-    size = high
-    while abs((value := novelty(noisy)) - target) > tolerance * target and high - low > 1e-6 and size < LIMIT:
-        size = (low + high) / 2
+    low, size, high = 0.0, LIMIT / 2**10, math.inf
+    while True:
         noisy = material.form.invert(x + size * noise)
-        low, high = (size, high) if value < target else (low, size)
-    return noisy, size
+        value = novelty(noisy)
+        if abs(value - 1) <= tolerance or size >= LIMIT or high - low < 1e-6:
+            return noisy, size
+        low, high = (size, high) if value < 1 else (low, size)
+        size = min(2 * size, LIMIT) if math.isinf(high) else (low + high) / 2
 
 
 def _normal(n: int, like: Tensor, generator: torch.Generator) -> Tensor:

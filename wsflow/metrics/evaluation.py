@@ -17,6 +17,7 @@ A task with no data is judged by the moments of its weights alone.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ class Evaluation:
         fresh: (r, D), starts of no training run; needed by the displacement and equal-cost baselines.
         baselines: None for :func:`~wsflow.metrics.baselines.default_baselines`; an empty list for none.
         aligner: Matches neurons; weight matching by default.
+        match_weights: Whether baselines get noise until they are as new as the samples in weights too, and not in
+            function alone.
         candidates: Functionally nearest training networks among which the nearest in weights is sought.
         count: Networks of either kind that Z_U is computed of.
         seed: Of the baselines.
@@ -104,12 +107,13 @@ class Evaluation:
         fresh: Tensor | None = None,
         baselines: Sequence[Baseline] | None = None,
         aligner: Aligner | None = None,
+        match_weights: bool = False,
         candidates: int = 10,
         count: int = 200,
         seed: int = 0,
     ) -> None:
         self.task, self.split, self.geometry = task, split, geometry
-        self.candidates, self.count, self.seed = candidates, count, seed
+        self.match_weights, self.candidates, self.count, self.seed = match_weights, candidates, count, seed
         self.form = CanonicalWeights(task.space, aligner)
         self.train = self._like("training", train)
         self._heldout = self._like("held-out", heldout)
@@ -146,13 +150,15 @@ class Evaluation:
     def measure(self, theta: Tensor) -> Family:
         """Measure networks (n, D) against the training networks."""
         x = self.form.match(self.form(theta), self.reference)
-        close = self._nearest(theta, self.candidates)
-        weight = nearest_distance(self.form, x, self.material.x, close.place)
-        return Family(theta, x, close.distance[:, 0], weight, quality(self.task, theta, self.split))
+        function, weight = self._distances(theta, x)
+        return Family(theta, x, function, weight, quality(self.task, theta, self.split))
 
-    def novelty(self, theta: Tensor) -> float:
-        """``nn_ratio.function`` of networks (n, D)."""
-        return nn_ratio(self._nearest(theta, 1).distance[:, 0], self.heldout.function_distance)
+    def novelty(self, theta: Tensor, family: Family) -> float:
+        """How new networks (n, D) are, relative to a family; with ``match_weights`` the smaller of two ratios."""
+        if not self.match_weights:
+            return _relative(self._nearest(theta, 1).distance[:, 0], family.function_distance)
+        function, weight = self._distances(theta, self.form.match(self.form(theta), self.reference))
+        return min(_relative(function, family.function_distance), _relative(weight, family.weight_distance))
 
     def summary(self, family: Family) -> dict[str, float]:
         """Every number that is reported of a family, against the held-out networks."""
@@ -171,7 +177,7 @@ class Evaluation:
         values |= _keyed("heldout", self.heldout.quality.summary())
         baselines = default_baselines(self.material) if self._baselines is None else self._baselines
         for baseline in baselines:
-            family, noise = self._baseline(baseline, len(theta), values["samples.nn_ratio.function"])
+            family, noise = self._baseline(baseline, families["samples"])
             families[baseline.name] = family
             values |= _keyed(f"baselines.{baseline.name}", self.summary(family) | {"noise": noise})
         return Report(values, families, self.material.x)
@@ -181,12 +187,17 @@ class Evaluation:
         values = _keyed("samples", moments(theta, mean)) | _keyed("heldout", moments(self._heldout, mean))
         return Report(values, {})
 
-    def _baseline(self, baseline: Baseline, n: int, target: float) -> tuple[Family, float]:
+    def _baseline(self, baseline: Baseline, samples: Family) -> tuple[Family, float]:
         generator = torch.Generator().manual_seed(self.seed)
-        theta, noise = baseline.generate(self.material, n, generator), 0.0
+        theta, noise = baseline.generate(self.material, len(samples.theta), generator), 0.0
         if baseline.compared:
-            theta, noise = match_novelty(theta, self.material, self.novelty, target, generator)
+            theta, noise = match_novelty(theta, self.material, lambda t: self.novelty(t, samples), generator)
         return self.measure(theta), noise
+
+    def _distances(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances to the nearest training networks, in function and in weights, (n,) each."""
+        close = self._nearest(theta, self.candidates)
+        return close.distance[:, 0], nearest_distance(self.form, x, self.material.x, close.place)
 
     def _nearest(self, theta: Tensor, k: int) -> Nearest:
         return nearest(predict(self.task, theta), self._predictions, k)
@@ -266,6 +277,11 @@ def evaluate(
     )
     values = evaluation(samples).values
     return values | {"timing.evaluation": time.perf_counter() - begin}
+
+
+def _relative(distance: Tensor, other: Tensor) -> float:
+    """Ratio of means; infinity where the other is zero."""
+    return float(distance.double().mean()) / mean if (mean := float(other.double().mean())) else math.inf
 
 
 def _keyed(prefix: str, values: dict[str, float]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from wsflow.tasks import BaseTask
 
-PIECE = 2**25
+PIECE = 2**22
 """Numbers held at once, per operand, while distances are computed."""
 
 

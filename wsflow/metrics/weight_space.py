@@ -61,7 +61,8 @@ class CanonicalWeights:
 
 def distance(form: CanonicalWeights, x: Tensor, y: Tensor) -> Tensor:
     """Distances (B,) of canonical networks x (B, dim) and y (B, dim), each y matched to its x first."""
-    return torch.linalg.vector_norm(form.match(y, x) - x, dim=1)
+    difference: Tensor = form.match(y, x) - x
+    return difference.square().sum(dim=1).sqrt()
 
 
 def nearest_distance(form: CanonicalWeights, x: Tensor, train: Tensor, index: Tensor) -> Tensor:

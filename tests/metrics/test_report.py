@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from wsflow.metrics import render, render_text
+
+REPORT = {
+    "samples.accuracy": 0.98765,
+    "samples.accuracy.std": 0.01,
+    "samples.nn_ratio.function": 0.9,
+    "samples.dispersion": 1.01,
+    "samples.dispersion.1.weight": 7.77,
+    "heldout.accuracy": 0.99,
+    "heldout.accuracy.std": 0.02,
+    "baselines.gaussian.accuracy": 0.5,
+    "baselines.gaussian.noise": 0.25,
+    "timing.evaluation": 1.0,
+}
+
+
+def test_a_row_for_each_family_and_a_column_for_each_score() -> None:
+    table = render(REPORT)
+    assert [list(column.cells) for column in table.columns] == [
+        ["generated", "held-out runs", "gaussian"],
+        ["0.988 ± 0.010", "0.990 ± 0.020", "0.500"],
+        ["0.900", "", ""],
+        ["1.010", "", ""],
+        ["", "", "0.250"],
+    ]
+
+
+def test_plain_text_has_the_same_cells_and_no_escapes() -> None:
+    text = render_text(REPORT)
+    for cell in ("generated", "gaussian", "0.988 ± 0.010", "NN ratio"):
+        assert cell in text
+    assert "\x1b" not in text
+    assert "7.77" not in text
+
+
+def test_a_task_without_data() -> None:
+    text = render_text({"samples.grand_mean": 1.01, "samples.std": 0.98, "heldout.grand_mean": 1.0, "heldout.std": 1.0})
+    assert "grand mean" in text
+    assert "1.010" in text
+
+
+def test_a_report_without_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match="samples"):
+        render({"heldout.accuracy": 1.0})
