@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import gzip
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from wsflow.tasks import MNIST, BaseTask, FashionMNIST
+from wsflow.tasks import mnist as module
+
+SIZES = {"train": 40, "t10k": 10}
+
+
+def write_archives(raw, damaged=False):
+    """Tiny IDX archives in torchvision's layout; returns their names and MD5."""
+    raw.mkdir(parents=True)
+    rng, resources = np.random.default_rng(0), []
+    for part, count in SIZES.items():
+        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        headers = {"images-idx3": (2051, count, 28, 28), "labels-idx1": (2049, count)}
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            content = gzip.compress(np.array(headers[kind], dtype=">i4").tobytes() + array.tobytes(), mtime=0)
+            name = f"{part}-{kind}-ubyte.gz"
+            (raw / name).write_bytes(content[:-1] if damaged else content)
+            resources.append((name, hashlib.md5(content).hexdigest()))
+    return resources
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    from torchvision.datasets import MNIST as Dataset  # noqa: N811
+
+    monkeypatch.setattr(module, "VALIDATION", 10)
+    monkeypatch.setattr(Dataset, "resources", write_archives(tmp_path / "data" / "MNIST" / "raw"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "data"
+
+
+def check(task):
+    assert [tuple(task.data(split)[0].shape) for split in ("train", "val", "test")] == [
+        (30, 1, 28, 28),
+        (10, 1, 28, 28),
+        (10, 1, 28, 28),
+    ]
+    train, labels = task.data("train")
+    assert train.dtype == torch.float32
+    assert labels.dtype == torch.int64
+    assert abs(float(train.mean())) < 1e-6
+    assert abs(float(train.std(correction=0)) - 1) < 1e-6
+
+
+def test_archives_are_unpacked_beside_themselves(tiny):
+    check(MNIST(data_dir=str(tiny)))
+    assert (tiny / "MNIST" / "raw" / "train-images-idx3-ubyte").exists()
+    check(MNIST(data_dir=str(tiny)))
+
+
+def test_a_read_only_folder_is_unpacked_in_the_cache(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.os, "access", lambda *_: False)
+    check(MNIST(data_dir=str(tiny)))
+    assert not (tiny / "MNIST" / "raw" / "train-images-idx3-ubyte").exists()
+    assert (tmp_path / "cache" / "wsflow" / "MNIST" / "raw" / "train-images-idx3-ubyte").exists()
+
+
+def test_the_environment_names_the_folder(tiny, monkeypatch):
+    monkeypatch.setenv("WSFLOW_DATA", str(tiny))
+    check(MNIST())
+
+
+def test_the_description_does_not_hold_the_folder(tiny):
+    task = MNIST(widths=(784, 4, 10), data_dir=str(tiny))
+    assert task.description["init_args"] == {"widths": [784, 4, 10], "split_seed": 0}
+    assert BaseTask.from_description(task.description).space == task.space
+
+
+@pytest.mark.parametrize("cls", [MNIST, FashionMNIST])
+def test_missing_files_are_named(cls, tmp_path):
+    with pytest.raises(ValueError, match=f"{cls.__name__} is not in .*lacks train-images-idx3-ubyte.gz.*WSFLOW_DATA"):
+        cls(data_dir=str(tmp_path)).data("train")
+
+
+def test_damaged_files_are_named(tmp_path, monkeypatch):
+    from torchvision.datasets import MNIST as Dataset  # noqa: N811
+
+    monkeypatch.setattr(Dataset, "resources", write_archives(tmp_path / "MNIST" / "raw", damaged=True))
+    with pytest.raises(ValueError, match=r"damaged files: train-images-idx3-ubyte.gz"):
+        MNIST(data_dir=str(tmp_path)).data("train")

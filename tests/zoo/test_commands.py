@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from wsflow.zoo import Collector, EverySnapshot, Zoo, ZooError
+from wsflow.zoo.commands import info, merge, subset, verify
+
+
+@pytest.fixture
+def other_path(task, tmp_path):
+    """A zoo of the same task by another seed."""
+    collector = Collector(runs=4, epochs=2, batch_size=16, snapshots=EverySnapshot(2), shard_runs=2, seed=1)
+    collector.collect(task, tmp_path / "other", progress=False)
+    return tmp_path / "other"
+
+
+def test_info_says_what_is_there(zoo_path, capsys):
+    info(str(zoo_path))
+    text = capsys.readouterr().out
+    for part in ("Clusters", "D = 43", "10, with starts", "30, steps 2 to 6", "3 shards", "final test.accuracy"):
+        assert part in text
+
+
+def test_verify_says_so(zoo_path, capsys):
+    verify(str(zoo_path))
+    assert "30 networks of 10 runs, all as the manifest says" in capsys.readouterr().out
+
+
+def test_merge_numbers_runs_anew(task, zoo_path, other_path, tmp_path):
+    merge([str(zoo_path), str(other_path)], str(tmp_path / "merged"))
+    first, second, merged = (Zoo.open(path) for path in (zoo_path, other_path, tmp_path / "merged"))
+    merged.verify()
+    assert torch.equal(merged.theta, torch.cat([first.theta, second.theta]))
+    assert merged.run_ids.tolist() == list(range(14))
+    assert torch.equal(merged.run[30:], second.run + 10)
+    assert torch.equal(merged.starts_of(torch.tensor([11])), second.starts_of(torch.tensor([1])))
+    assert torch.equal(merged.metrics["val.loss"][30:], second.metrics["val.loss"])
+    assert type(merged.task) is type(task)
+
+
+def test_merge_refuses_the_same_runs(zoo_path, tmp_path):
+    with pytest.raises(ZooError, match=r"run 0 of .* is also in another zoo"):
+        merge([str(zoo_path), str(zoo_path)], str(tmp_path / "merged"))
+    assert not (tmp_path / "merged").exists()
+
+
+def test_merge_refuses_another_architecture(task, zoo_path, tmp_path):
+    wide = type(task)(hidden=6)
+    Collector(runs=2, epochs=1, seed=3).collect(wide, tmp_path / "wide", progress=False)
+    with pytest.raises(ZooError, match="differ in weight space, task"):
+        merge([str(zoo_path), str(tmp_path / "wide")], str(tmp_path / "merged"))
+
+
+def test_merge_takes_two(zoo_path, tmp_path):
+    with pytest.raises(ZooError, match="at least two"):
+        merge([str(zoo_path)], str(tmp_path / "merged"))
+
+
+def test_merge_does_not_overwrite(zoo_path, other_path):
+    with pytest.raises(ZooError, match="already holds a zoo"):
+        merge([str(zoo_path), str(other_path)], str(zoo_path))
+
+
+def test_subset_keeps_runs_and_their_numbers(zoo_path, tmp_path):
+    subset(str(zoo_path), str(tmp_path / "part"), runs=4, skip=3)
+    whole, part = Zoo.open(zoo_path), Zoo.open(tmp_path / "part")
+    part.verify()
+    assert part.run_ids.tolist() == [3, 4, 5, 6]
+    assert torch.equal(part.theta, whole.theta[9:21])
+    assert torch.equal(part.step, whole.step[9:21])
+    assert torch.equal(part.start, whole.start[3:7])
+    assert torch.equal(part.metrics["test.accuracy"], whole.metrics["test.accuracy"][9:21])
+
+
+def test_subset_of_finals(zoo_path, tmp_path):
+    subset(str(zoo_path), str(tmp_path / "part"), final_only=True)
+    assert Zoo.open(tmp_path / "part").step.tolist() == [6] * 10
+
+
+def test_an_empty_subset_is_refused(zoo_path, tmp_path):
+    with pytest.raises(ZooError, match="no runs of the 10"):
+        subset(str(zoo_path), str(tmp_path / "part"), skip=10)
+
+
+def test_subset_does_not_overwrite(zoo_path):
+    with pytest.raises(ZooError, match="already holds a zoo"):
+        subset(str(zoo_path), str(zoo_path), runs=1)

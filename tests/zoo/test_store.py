@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+
+from wsflow.weightspace import WeightSpace, mlp
+from wsflow.zoo import Zoo, ZooError, split_runs, write_networks
+from wsflow.zoo.shards import shard_tensors, write_shard
+
+NETWORK = {"class_path": "wsflow.weightspace.mlp", "init_args": {"widths": [3, 4, 2]}, "output_activation": "softmax"}
+
+
+@pytest.fixture
+def space():
+    return WeightSpace.from_description(NETWORK)
+
+
+@pytest.fixture
+def written(space, tmp_path):
+    """Seven snapshots of the runs 3, 5 and 9, in shards of about three rows."""
+    theta = torch.arange(7.0)[:, None].expand(7, space.dim).contiguous()
+    run, step = torch.tensor([3, 3, 5, 9, 9, 9, 9]), torch.tensor([1, 2, 2, 1, 2, 3, 4])
+    start = -torch.tensor([3.0, 5.0, 9.0])[:, None].expand(3, space.dim)
+    path = tmp_path / "zoo"
+    write_networks(path, theta, space, run, step, start, {"val.loss": theta[:, 0]}, kind="zoo", shard_rows=3)
+    return path
+
+
+def edit(path, **changes):
+    manifest = json.loads((path / "zoo.json").read_text())
+    (path / "zoo.json").write_text(json.dumps(manifest | changes))
+
+
+def test_what_is_written_is_read(written, space):
+    zoo = Zoo.open(written)
+    assert len(zoo.manifest["shards"]) == 2
+    assert zoo.space == space
+    assert zoo.theta[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert zoo.run.tolist() == [3, 3, 5, 9, 9, 9, 9]
+    assert zoo.step.tolist() == [1, 2, 2, 1, 2, 3, 4]
+    assert zoo.run_ids.tolist() == [3, 5, 9]
+    assert zoo.metrics["val.loss"].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert (len(zoo), zoo.kind, zoo.task) == (7, "zoo", None)
+    zoo.verify()
+
+
+def test_rows_cross_shards(written):
+    assert Zoo.open(written).rows(torch.tensor([6, 0, 3, 6]))[:, 0].tolist() == [6, 0, 3, 6]
+
+
+def test_finals_are_the_last_of_each_run(written):
+    assert Zoo.open(written).final().tolist() == [1, 2, 6]
+
+
+def test_starts_belong_to_runs(written):
+    zoo = Zoo.open(written)
+    assert zoo.starts_of(torch.tensor([9, 3, 9]))[:, 0].tolist() == [-9, -3, -9]
+    with pytest.raises(ZooError, match="has no run 4"):
+        zoo.starts_of(torch.tensor([3, 4]))
+
+
+def test_shards_in_any_order_of_runs(space, tmp_path):
+    from wsflow.zoo import write_manifest
+
+    sidecars = []
+    for index, runs in enumerate([[4, 6], [1, 5]]):
+        theta = torch.tensor(runs, dtype=torch.float)[:, None].expand(2, space.dim)
+        tensors = shard_tensors(theta, torch.tensor(runs), torch.zeros(2))
+        sidecars.append(write_shard(tmp_path, index, tensors))
+    write_manifest(tmp_path, space, sidecars, kind="samples")
+    zoo = Zoo.open(tmp_path)
+    assert zoo.run_ids.tolist() == [1, 4, 5, 6]
+    assert zoo.rows(zoo.final())[:, 0].tolist() == [1, 4, 5, 6]
+    with pytest.raises(ZooError, match="keeps no initial weights"):
+        zoo.starts_of(torch.tensor([4]))
+    zoo.verify()
+
+
+def test_reading_leaves_the_files_alone(written):
+    before = {file.name: file.read_bytes() for file in written.iterdir()}
+    zoo = Zoo.open(written)
+    zoo.rows(torch.arange(7)).zero_()
+    zoo.theta.zero_()
+    network = zoo.space.to_module(Zoo.open(written).theta[3])
+    torch.nn.init.zeros_(network[1].weight)
+    assert {file.name: file.read_bytes() for file in written.iterdir()} == before
+    assert Zoo.open(written).theta[3, 0] == 3
+
+
+def test_a_single_shard_is_mapped_and_never_written(space, tmp_path):
+    write_networks(tmp_path, torch.ones(4, space.dim), space)
+    content = (tmp_path / "shard-00000.safetensors").read_bytes()
+    Zoo.open(tmp_path).theta.zero_()
+    assert (tmp_path / "shard-00000.safetensors").read_bytes() == content
+
+
+def test_no_zoo(tmp_path):
+    with pytest.raises(ZooError, match=r"there is no zoo at .*wsflow collect"):
+        Zoo.open(tmp_path / "nowhere")
+    with pytest.raises(ZooError, match=r"no complete zoo at .*: empty"):
+        Zoo.open(tmp_path)
+
+
+def test_a_missing_shard_is_named(written):
+    (written / "shard-00001.safetensors").unlink()
+    with pytest.raises(ZooError, match=r"shard-00001.safetensors is missing"):
+        Zoo.open(written)
+
+
+def test_a_truncated_shard_is_named(written):
+    file = written / "shard-00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(ZooError, match=r"shard-00000.safetensors is truncated or damaged"):
+        Zoo.open(written)
+
+
+def test_a_damaged_header_is_named(written):
+    file = written / "shard-00000.safetensors"
+    file.write_bytes(b"\xff" * file.stat().st_size)
+    with pytest.raises(ZooError, match=r"shard-00000.safetensors is damaged"):
+        Zoo.open(written)
+
+
+def test_a_flipped_bit_is_found_by_verify(written):
+    file = written / "shard-00000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(ZooError, match=r"shard-00000.safetensors is damaged: its SHA-256"):
+        Zoo.open(written).verify()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "other"}, "not the manifest of a wsflow zoo"),
+        ({"version": 99}, "format version 99.*update"),
+        ({"shards": []}, "damaged: it lacks shards"),
+        ({"rows": 6}, "inconsistent"),
+        ({"space": {**NETWORK, "init_args": {"widths": [3, 5, 2]}}}, "weights of another architecture.*D = 32"),
+        ({"space": {**NETWORK, "class_path": "nowhere.net"}}, "'nowhere.net' cannot be imported"),
+    ],
+    ids=["foreign", "newer", "no shards", "rows", "architecture", "factory"],
+)
+def test_wrong_manifests_are_refused(written, changes, message):
+    edit(written, **changes)
+    with pytest.raises(ValueError, match=message):
+        Zoo.open(written).verify()
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "{", "\x00"], ids=["list", "half", "binary"])
+def test_what_is_no_manifest_is_refused(written, content):
+    (written / "zoo.json").write_text(content)
+    with pytest.raises(ZooError, match=r"zoo.json (is not the manifest|cannot be read)"):
+        Zoo.open(written)
+
+
+def test_a_shard_without_weights_is_refused(written):
+    file = written / "shard-00000.safetensors"
+    size = file.stat().st_size
+    safetensors.torch.save_file({"other": torch.zeros(2)}, file)
+    manifest = json.loads((written / "zoo.json").read_text())
+    manifest["shards"][0]["bytes"] = file.stat().st_size
+    assert size != file.stat().st_size
+    edit(written, shards=manifest["shards"])
+    with pytest.raises(ZooError, match="lacks the tensors"):
+        Zoo.open(written)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_not_written(space, tmp_path, value):
+    theta = torch.ones(4, space.dim)
+    theta[2, 5] = value
+    with pytest.raises(ZooError, match="weights of 1 runs hold NaN or infinity: runs 2"):
+        write_networks(tmp_path / "zoo", theta, space)
+    assert not (tmp_path / "zoo" / "zoo.json").exists()
+
+
+def test_weights_that_are_not_finite_are_found(written):
+    file = written / "shard-00001.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    tensors["theta"][1, 0] = torch.nan
+    safetensors.torch.save_file(tensors, file)
+    with pytest.raises(ZooError, match="weights of 1 runs hold NaN or infinity: runs 9"):
+        Zoo.open(written).check_finite()
+
+
+def test_an_existing_zoo_is_not_overwritten(written, space):
+    with pytest.raises(ZooError, match="already holds a zoo"):
+        write_networks(written, torch.ones(1, space.dim), space)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"run": torch.tensor([0, 1, 0])}, "runs must ascend"),
+        ({"step": torch.tensor([0, 1])}, "one entry per network"),
+        ({"start": torch.ones(2, 26)}, "2 starts for 3 runs"),
+    ],
+    ids=["runs", "steps", "starts"],
+)
+def test_misfits_are_not_written(space, tmp_path, arguments, message):
+    with pytest.raises(ZooError, match=message):
+        write_networks(tmp_path, torch.ones(3, space.dim), space, **arguments)
+
+
+def test_nothing_is_not_a_zoo(space, tmp_path):
+    with pytest.raises(ZooError, match="no networks"):
+        write_networks(tmp_path, torch.ones(0, space.dim), space)
+
+
+def test_a_space_needs_a_description(tmp_path):
+    space = WeightSpace.from_module(mlp([3, 4, 2]))
+    with pytest.raises(ZooError, match="needs a weight space with a description"):
+        write_networks(tmp_path, torch.ones(1, space.dim), space)
+
+
+def test_leftovers_of_killed_writers_are_removed(space, tmp_path):
+    (tmp_path / ".shard-00000.safetensors.123.tmp").write_text("half")
+    write_networks(tmp_path, torch.ones(1, space.dim), space)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "shard-00000.json",
+        "shard-00000.safetensors",
+        "zoo.json",
+    ]
+
+
+def test_moved_zoos_open(written, tmp_path):
+    shutil.move(written, tmp_path / "moved")
+    assert len(Zoo.open(tmp_path / "moved")) == 7
+
+
+def test_runs_are_split_once_and_for_all():
+    ids = torch.arange(40)[torch.randperm(40)] * 3
+    parts = split_runs(ids, seed=1)
+    assert [len(parts[name]) for name in ("train", "val", "test")] == [32, 4, 4]
+    assert torch.equal(torch.cat(list(parts.values())).sort().values, ids.sort().values)
+    again = split_runs(ids.flip(0), seed=1)
+    assert all(torch.equal(parts[name], again[name]) for name in parts)
+    assert not torch.equal(parts["val"], split_runs(ids, seed=2)["val"])
