@@ -73,12 +73,14 @@ class RelationalTransformer(VectorField):
         self.edge_in = nn.ModuleList(nn.Linear(block.depth, edge_width) for block in space.blocks)
         self.edge_out = nn.ModuleList(nn.Linear(edge_width, block.depth) for block in space.blocks)
         self.node_in = nn.ModuleList(NodeEncoder(space, i, width, neuron_embedding) for i in range(len(space.groups)))
-        self.node_out = nn.ModuleList(nn.Linear(width, self._vectors(space, group.name)) for group in space.groups)
+        counts = [self._vectors(space, group.name) for group in space.groups]
+        self.node_out = nn.ModuleList(nn.Linear(width, count) if count else nn.Identity() for count in counts)
         self.read = nn.ModuleList(FixedAxes(space, block, width) for block in space.blocks)
         self.write = nn.ModuleList(BlockWriter(space, block, width) for block in space.blocks)
         self.layers = nn.ModuleList(Layer(width, edge_width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        for head in (*self.edge_out, *self.node_out, *([self.extra_out] if self.extra_out else [])):
+        heads = [head for head in (*self.edge_out, *self.node_out, self.extra_out) if isinstance(head, nn.Linear)]
+        for head in heads:
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
@@ -129,9 +131,9 @@ class RelationalTransformer(VectorField):
             written = self.write[i](nodes[block.target], nodes[block.source])
             parts[block.name] = (self.edge_out[i](edges[i]) + written).flatten(1)
         for group, head in zip(space.groups, self.node_out, strict=True):
-            values = head(nodes[group.name]).unbind(-1)
             names = [vector.name for vector in space.vectors if vector.group == group.name]
-            parts.update(zip(names, values, strict=True))
+            if names:
+                parts.update(zip(names, head(nodes[group.name]).unbind(-1), strict=True))
         flat = [parts[tensor.name] for tensor in space.tensors]
         if self.extra_out is not None:
             flat.append(self.extra_out(nodes[space.groups[-1].name].mean(dim=1)))
