@@ -6,7 +6,6 @@ import lightning.pytorch as pl
 import pytest
 import safetensors.torch
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from wsflow.alignment import Aligner, WeightMatching
 from wsflow.weightspace import WeightSpace
@@ -36,10 +35,11 @@ def make(task, path, **kwargs):
 
 
 class Recorder(pl.LightningModule):
-    """Keeps what it sees in each step."""
+    """Keeps what it sees in each step, and a checkpoint after each."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder=None) -> None:
         super().__init__()
+        self.folder = folder
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.train_runs: list[list[int]] = []
         self.val_runs: list[int] = []
@@ -50,6 +50,10 @@ class Recorder(pl.LightningModule):
 
     def validation_step(self, batch, index):
         self.val_runs += batch.run.tolist()
+
+    def on_train_batch_end(self, outputs, batch, index):
+        if self.folder is not None:
+            self.trainer.save_checkpoint(self.folder / f"{self.global_step}.ckpt")
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -225,22 +229,20 @@ def test_a_folder_that_cannot_be_written_only_costs_the_cache(task, scrambled, m
         make(task, scrambled, aligner=WeightMatching())
 
 
-def fit(task, path, folder=None, every=None, ckpt_path=None):
-    module = Recorder()
+def fit(task, path, folder=None, ckpt_path=None):
+    module = Recorder(folder)
     data = ZooDataModule(task, str(path), batch_size=3)
-    callbacks = [ModelCheckpoint(folder, filename="{step}", every_n_train_steps=every, save_top_k=-1)] if every else []
-    settings = {**TRAINER, "enable_checkpointing": bool(every), "callbacks": callbacks}
-    trainer = pl.Trainer(**settings, max_epochs=4, num_sanity_val_steps=0, log_every_n_steps=1)
+    trainer = pl.Trainer(**TRAINER, max_epochs=4, num_sanity_val_steps=0, log_every_n_steps=1)
     trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
     return module, trainer
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 6])
 def test_a_resumed_fit_sees_the_same_batches(task, zoo_path, tmp_path, step):
-    whole, _ = fit(task, zoo_path, tmp_path / "checkpoints", every=1)
+    whole, _ = fit(task, zoo_path, tmp_path)
     assert len(whole.train_runs) == 8
     assert len({str(batch) for batch in whole.train_runs}) == 8
-    resumed, _ = fit(task, zoo_path, ckpt_path=tmp_path / "checkpoints" / f"step={step}.ckpt")
+    resumed, _ = fit(task, zoo_path, ckpt_path=tmp_path / f"{step}.ckpt")
     assert resumed.train_runs == whole.train_runs[step:]
     assert torch.equal(resumed.weight, whole.weight)
 

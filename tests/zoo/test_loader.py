@@ -40,6 +40,12 @@ def test_shuffled_epochs_differ_and_are_whole_batches():
     assert seen(make(shuffle=True, seed=1)) != first
 
 
+def test_a_loader_may_begin_at_a_later_epoch():
+    loader = make(shuffle=True)
+    seen(loader)
+    assert seen(make(shuffle=True, first_epoch=1)) == seen(loader)
+
+
 def test_passes_make_longer_epochs():
     loader = make(shuffle=True, passes=3)
     rows = flat(seen(loader))

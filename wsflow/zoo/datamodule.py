@@ -148,8 +148,10 @@ class ZooDataModule(LightningDataModule):
         """Shuffled batches of train networks."""
         fetch = self._permuted if self.permute else self._plain
         rank, world = self._processes
-        rows = self.rows("train")
-        return NetworkLoader(fetch, rows, self.batch_size, True, self.seed, self.passes, rank, world)
+        epoch = 0 if self.trainer is None else self.trainer.current_epoch
+        return NetworkLoader(
+            fetch, self.rows("train"), self.batch_size, True, self.seed, self.passes, rank, world, epoch
+        )
 
     def val_dataloader(self) -> NetworkLoader:
         """Batches of networks of validation runs."""

@@ -32,6 +32,7 @@ class NetworkLoader:
         passes: How often an epoch goes through the networks.
         rank: This process.
         world: The number of processes.
+        first_epoch: The epoch that the first iteration gives.
     """
 
     def __init__(
@@ -44,10 +45,11 @@ class NetworkLoader:
         passes: int = 1,
         rank: int = 0,
         world: int = 1,
+        first_epoch: int = 0,
     ) -> None:
         self.fetch, self.rows, self.batch_size = fetch, rows, batch_size
         self.shuffle, self.seed, self.passes, self.rank, self.world = shuffle, seed, passes, rank, world
-        self._epoch, self._batch, self._resumed = -1, 0, False
+        self._epoch, self._batch, self._resumed = first_epoch - 1, 0, False
 
     def __len__(self) -> int:
         """Batches in an epoch of this process."""
