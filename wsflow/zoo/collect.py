@@ -139,7 +139,7 @@ class Collector:
         if task.has_data:
             each = steps_per_epoch(task, self.batch_size)
             kept, total = len(self.snapshots.steps(each, self.epochs)), each * self.epochs
-            seconds = self._time_step(task, size, steps) * total * self.runs / size
+            seconds = self._time_epoch(task, size, steps) * self.epochs * self.runs / size
         networks = 4.0 * dim * kept
         return {
             "seconds": seconds,
@@ -150,19 +150,21 @@ class Collector:
             "steps": total,
         }
 
-    def _time_step(self, task: BaseTask, size: int, steps: int) -> float:
-        """Seconds per step of a chunk of ``size`` runs."""
+    def _time_epoch(self, task: BaseTask, size: int, steps: int) -> float:
+        """Seconds per epoch of a chunk of ``size`` runs, from a few of its steps."""
         start = draw_starts(task, self.initializer, self.seed, range(size))
-        count = min(len(task.data("train")[0]), self.batch_size)
+        order = DataOrder(len(task.data("train")[0]), self.seed, range(size))
+        began = time.perf_counter()
+        batch = _OneBatch(order.epoch()[:, : self.batch_size])
+        ordering = time.perf_counter() - began
 
-        def timed(epochs: int) -> float:
-            orders = _FirstBatch(DataOrder(len(task.data("train")[0]), self.seed, range(size)), count)
+        def timed(count: int) -> float:
             began = time.perf_counter()
-            train_runs(task, start, orders, self.optimizer, epochs, count, [epochs], self.device)
+            train_runs(task, start, batch, self.optimizer, count, self.batch_size, [count], self.device)
             return time.perf_counter() - began
 
         timed(1)
-        return timed(steps) / steps
+        return ordering + timed(steps) / steps * steps_per_epoch(task, self.batch_size)
 
     def _bytes_per_run(self, task: BaseTask) -> int:
         """A bound on what training one run takes: data, activations and their gradients, optimiser state."""
@@ -252,14 +254,14 @@ class Collector:
         )
 
 
-class _FirstBatch(DataOrder):
-    """The first mini-batch of every epoch, for timing single steps."""
+class _OneBatch(DataOrder):
+    """The same mini-batch (B, n) in every epoch, for timing single steps."""
 
-    def __init__(self, order: DataOrder, size: int) -> None:
-        self._order, self._size = order, size
+    def __init__(self, index: Tensor) -> None:
+        self._index = index
 
     def epoch(self) -> Tensor:
-        return self._order.epoch()[:, : self._size]
+        return self._index
 
 
 def _progress(shown: bool) -> Progress:
