@@ -145,10 +145,11 @@ class WsflowCLI(LightningCLI):
 
 
 def run_loggers(root: str | Path) -> list[Logger]:
-    """TensorBoard and CSV logs of one start, ``logs/version_<k>`` in the run folder."""
-    taken = [int(path.name[8:]) for path in Path(root, "logs").glob("version_*") if path.name[8:].isdecimal()]
+    """TensorBoard and CSV logs of one start, ``logs/<kind>/version_<k>`` in the run folder."""
+    folder = Path(root, "logs")
+    taken = [int(path.name[8:]) for path in folder.glob("*/version_*") if path.name[8:].isdecimal()]
     version = max(taken, default=-1) + 1
-    return [TensorBoardLogger(root, "logs", version), CSVLogger(root, "logs", version)]
+    return [TensorBoardLogger(folder, "tensorboard", version), CSVLogger(folder, "csv", version)]
 
 
 def add_links(parser: LightningArgumentParser) -> None:

@@ -118,6 +118,7 @@ class FlowMatchingModule(LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.validation_draws, self.seed = validation_draws, seed
         self.sampler, self.sample_seed = Sampler(), 0  # of predict_step; how to sample is no part of a checkpoint
+        self._loader_state: Any = None
         self.register_buffer("calibrated", torch.tensor(False))
 
     def draw(self, batch: ZooBatch, generator: torch.Generator) -> PathSample:
@@ -200,6 +201,17 @@ class FlowMatchingModule(LightningModule):
         if not self.calibrated and hasattr(data, "calibration"):
             self.calibrate(_place(data.calibration(CALIBRATION_NETWORKS), self.device))
 
+    def on_train_start(self) -> None:
+        """Let a resumed training go on with the batch that comes next.
+
+        Lightning 2.6 restores the state of a loader only where nothing has asked for the loader before, as the learning
+        rate schedule does, and not after a whole epoch.
+        """
+        loader: Any = self.trainer.train_dataloader
+        if self._loader_state is not None and hasattr(loader, "load_state_dict"):
+            loader.load_state_dict(self._loader_state)
+        self._loader_state = None
+
     def training_step(self, batch: ZooBatch, batch_idx: int) -> Tensor:
         """Mean loss of a batch."""
         loss = self.loss(batch, self._generator(TRAINING, self.current_epoch, batch_idx, self.global_rank)).mean()
@@ -225,9 +237,12 @@ class FlowMatchingModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the data module's arguments and, by fingerprint, the starts that a prior of starts was given."""
+        """Remember the data module's arguments, the loader's place, and by fingerprint the starts a prior was given."""
         with contextlib.suppress(DescriptionError):  # a data module that cannot be described is named at evaluation
             checkpoint["data"] = describe(getattr(self._trainer, "datamodule", None))
+        loader: Any = self.trainer.train_dataloader
+        if hasattr(loader, "state_dict"):
+            checkpoint["train_loader"] = loader.state_dict()
         if isinstance(self.prior, StartsPrior) and self.prior.starts is not None:
             checkpoint["seen_starts"] = fingerprints(self.prior.starts)
 
@@ -248,6 +263,8 @@ class FlowMatchingModule(LightningModule):
                 f"the checkpoint was trained on networks {_name(stored['space'])}, "
                 f"but this model is for {_name(self.space.description)}: another weight space"
             )
+        if self._trainer is not None:
+            self._loader_state = checkpoint.get("train_loader")
         if "_instantiator" in stored and "_instantiator" not in self.hparams:
             self.hparams.clear()
             self.hparams.update(stored)

@@ -28,11 +28,14 @@ from wsflow.metrics import (
     Report,
     RetrievalBaseline,
     render,
+    render_text,
 )
 from wsflow.tasks.description import build
 from wsflow.weightspace import WeightSpace
 from wsflow.zoo import Collector, Zoo, ZooDataModule, ZooError
 from wsflow.zoo.train import DataOrder, steps_per_epoch, train_runs
+
+TABLE_WIDTH = 150
 
 
 class Networks:
@@ -115,7 +118,11 @@ def evaluate(
     origin = {"samples": samples, "ckpt_path": ckpt_path, "zoo": data.path, "split": split, "n": len(networks.theta)}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"origin": origin, **values}, indent=2) + "\n")
-    Console().print(render(values))
+    console = Console()
+    if console.width < TABLE_WIDTH:
+        print(render_text(values, TABLE_WIDTH))
+    else:
+        console.print(render(values))
     print(f"report in {file}")
 
 

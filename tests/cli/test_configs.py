@@ -1,0 +1,63 @@
+"""Every shipped config trains and samples."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import wsflow
+from wsflow.cli import main
+from wsflow.zoo import Zoo
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+CASES = {
+    "breast_cancer": ("breast_cancer", ()),
+    "demo": ("demo", ()),
+    "gaussians": ("gaussians", ()),
+    "digits": ("digits", ()),
+    "mnist": ("mnist", ()),
+    "euclidean-trajectory": ("breast_cancer", ("geometry/euclidean", "coupling/trajectory")),
+    "normalized-independent": ("breast_cancer", ("geometry/normalized", "coupling/independent")),
+    "geometric-ot": ("breast_cancer", ("geometry/geometric", "coupling/ot")),
+    "geometric-aligned_ot": ("digits", ("geometry/geometric", "coupling/aligned_ot")),
+}
+
+
+def test_no_config_is_left_out() -> None:
+    shipped = {str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml")}
+    assert shipped == {name for name, _ in CASES.values()} | set(chain(*(overlays for _, overlays in CASES.values())))
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    """A few random images in MNIST's own format."""
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for part, count in {"train": 60, "t10k": 20}.items():
+        pixels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        for kind, array in {"images-idx3": pixels, "labels-idx1": labels}.items():
+            header = np.array([2048 + array.ndim, *array.shape], dtype=">i4")
+            (raw / f"{part}-{kind}-ubyte").write_bytes(header.tobytes() + array.tobytes())
+    monkeypatch.setattr("wsflow.tasks.mnist.VALIDATION", 20)
+    monkeypatch.setenv("WSFLOW_DATA", str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_config_trains_and_samples(case, command, tmp_path, images):
+    config, overlays = CASES[case]
+    fit = command("fit", "--trainer.max_epochs", "1", "--data.batch_size", "4", config=config, overlays=overlays)
+    assert main([*fit, "--trainer.limit_train_batches", "2"]) == 0
+    checkpoint, samples = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "samples"
+    assert main(["predict", "--ckpt_path", str(checkpoint), "--n", "3", "--steps", "2", "--out", str(samples)]) == 0
+    zoo, flow = Zoo.open(samples), wsflow.load(checkpoint)
+    assert zoo.kind == "samples"
+    assert zoo.theta.shape == (3, flow.weight_space.dim)
+    assert flow.module.calibrated
+    if overlays:
+        assert type(flow.module.geometry).__name__.lower() == overlays[0].rpartition("/")[2]

@@ -1,0 +1,87 @@
+"""A training that was killed goes on as if it had not been."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from wsflow.cli import main
+
+KILLER = """
+import os
+import signal
+
+from lightning.pytorch import Callback
+
+
+class Killer(Callback):
+    def __init__(self, step: int = 7) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args, **kwargs) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+CALLBACKS = """
+trainer:
+  max_epochs: 3
+  callbacks:
+    - class_path: EMA
+      init_args: {decay: 0.9}
+    - class_path: GenerationCallback
+      init_args: {n: 4}
+    - class_path: ModelCheckpoint
+      init_args: {SAVING, filename: some, save_last: true, enable_version_counter: false}
+data:
+  permute: true
+"""
+
+SAVING = {
+    "in the middle of an epoch": "every_n_train_steps: 3",
+    "after an epoch": "save_on_train_epoch_end: true",
+    "after validation": "monitor: val/flow_loss",
+}
+
+
+def tensors(value, prefix=""):
+    """All tensors of a checkpoint by place."""
+    if isinstance(value, torch.Tensor):
+        return {prefix: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    return {k: v for name, item in items for k, v in tensors(item, f"{prefix}/{name}").items()}
+
+
+@pytest.mark.parametrize("saving", SAVING)
+def test_a_killed_fit_resumes_exactly(saving, command, tmp_path, package):
+    (package / "killing_plugin.py").write_text(KILLER)
+    overlay = tmp_path / "callbacks.yaml"
+    overlay.write_text(CALLBACKS.replace("SAVING", SAVING[saving]))
+    whole = [*command("fit", "-c", str(overlay)), "--trainer.default_root_dir", str(tmp_path / "whole")]
+    assert main(whole) == 0
+
+    killed = command("fit", "-c", str(overlay))
+    callback = "--trainer.callbacks+=killing_plugin.Killer"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(package), *sys.path]), "OMP_NUM_THREADS": "1"}
+    run = [sys.executable, "-m", "wsflow", *killed, callback]
+    assert subprocess.run(run, env=environment, capture_output=True).returncode == -signal.SIGKILL
+
+    assert main([*killed, "--ckpt_path", "last"]) == 0
+    first, second = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "run")
+    )
+    assert first["global_step"] == second["global_step"] == 12
+    assert first["epoch"] == second["epoch"]
+    expected, found = tensors(first), tensors(second)
+    assert any("ema_weights" in name for name in expected)
+    assert any("optimizer_states" in name for name in expected)
+    names = {name for name in expected if not name.startswith("/callbacks")}
+    assert names == {name for name in found if not name.startswith("/callbacks")}
+    different = [name for name in names if not torch.equal(expected[name], found[name])]
+    assert not different
+    assert first["lr_schedulers"] == second["lr_schedulers"]
