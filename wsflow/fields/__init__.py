@@ -4,6 +4,7 @@ from wsflow.fields.analytic import GaussianField
 from wsflow.fields.base import VectorField, check_same_ends
 from wsflow.fields.mlp import MLPField
 from wsflow.fields.parametrization import ConditionalSample, Endpoint, Parametrization, Velocity
+from wsflow.fields.relational_transformer import RelationalTransformer
 from wsflow.fields.time_embedding import TimeEmbedding
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "GaussianField",
     "MLPField",
     "Parametrization",
+    "RelationalTransformer",
     "TimeEmbedding",
     "VectorField",
     "Velocity",

@@ -1,8 +1,8 @@
 r"""The Relational Transformer over the neural graph of a base network.
 
-Neurons are nodes with states :math:`n_i` of width d, weights are edges with states :math:`e_{ij}` of width d_e, kept per
-weight block as ``(B, out, in, d_e)``; no edge is stored that the base network does not have (Diao and Loynd 2023; edge
-updates as in Kofinas et al. 2024).  Each layer does, with one head written out,
+Neurons are nodes with states :math:`n_i` of width d, weights are edges with states :math:`e_{ij}` of width d_e, kept
+per weight block as ``(B, out, in, d_e)``; no edge is stored that the base network does not have (Diao and Loynd 2023;
+edge updates as in Kofinas et al. 2024).  Each layer does, with one head written out,
 
 .. math::
     s_{ij} &= \langle q_i, k_j \rangle + \langle A q_i + C k_j + w, e_{ij} \rangle \\
@@ -24,11 +24,12 @@ adaptive layer norm (Peebles and Xie 2023).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from wsflow.fields.base import VectorField
+from wsflow.fields.base import VectorField, check_same_ends
 from wsflow.fields.time_embedding import TimeEmbedding
 from wsflow.weightspace import WeightBlock, WeightSpace
 
@@ -85,8 +86,9 @@ class RelationalTransformer(VectorField):
             nn.init.zeros_(head.bias)
 
     @staticmethod
-    def _vectors(space: WeightSpace, group: str) -> int:
-        return sum(vector.group == group for vector in space.vectors)
+    def _vector_head(space: WeightSpace, group: str, width: int) -> nn.Module:
+        count = sum(vector.group == group for vector in space.vectors)
+        return nn.Linear(width, count) if count else nn.Identity()
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """The field's output, (B, D + extra), at points x (B, D + extra) and times t (B,).
@@ -104,44 +106,42 @@ class RelationalTransformer(VectorField):
             context = context + self.extra_in(scaled[:, self.space.dim :])
         nodes, edges = self._encode(scaled)
         for layer in self.layers:
-            nodes, edges = layer(self.space, nodes, edges, context)
-        nodes = {name: self.norm(state) for name, state in nodes.items()}
-        return self._scaled_out(self._decode(nodes, edges))
+            nodes, edges = layer(nodes, edges, self.space.joins, context)
+        return self._scaled_out(self._decode([self.norm(state) for state in nodes], edges))
 
-    def _encode(self, x: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+    def _encode(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         space, batch = self.space, x.shape[0]
         weights = [x[:, b.slice].view(batch, b.out, b.in_, b.depth) for b in space.blocks]
         edges = [encode(w) for encode, w in zip(self.edge_in, weights, strict=True)]
-        nodes = {}
+        nodes = []
         for group, encode in zip(space.groups, self.node_in, strict=True):
             values = [x[:, v.slice] for v in space.vectors if v.group == group.name]
-            nodes[group.name] = encode(values, batch, group.size)
-        for block, read, weight in zip(space.blocks, self.read, weights, strict=True):
+            nodes.append(encode(values, batch, group.size))
+        for (target, source), read, weight in zip(space.joins, self.read, weights, strict=True):
             into, out_of = read(weight)
-            if into is not None:
-                nodes[block.target] = nodes[block.target] + into
-            if out_of is not None:
-                nodes[block.source] = nodes[block.source] + out_of
+            nodes[target] = nodes[target] if into is None else nodes[target] + into
+            nodes[source] = nodes[source] if out_of is None else nodes[source] + out_of
         return nodes, edges
 
-    def _decode(self, nodes: dict[str, Tensor], edges: list[Tensor]) -> Tensor:
+    def _decode(self, nodes: list[Tensor], edges: list[Tensor]) -> Tensor:
         space = self.space
         parts: dict[str, Tensor] = {}
-        for i, block in enumerate(space.blocks):
-            written = self.write[i](nodes[block.target], nodes[block.source])
-            parts[block.name] = (self.edge_out[i](edges[i]) + written).flatten(1)
-        for group, head in zip(space.groups, self.node_out, strict=True):
+        for i, (target, source) in enumerate(space.joins):
+            block = self.edge_out[i](edges[i]) + self.write[i](nodes[target], nodes[source])
+            parts[space.blocks[i].name] = block.flatten(1)
+        for group, state, head in zip(space.groups, nodes, self.node_out, strict=True):
             names = [vector.name for vector in space.vectors if vector.group == group.name]
             if names:
-                parts.update(zip(names, head(nodes[group.name]).unbind(-1), strict=True))
+                parts.update(zip(names, head(state).unbind(-1), strict=True))
         flat = [parts[tensor.name] for tensor in space.tensors]
         if self.extra_out is not None:
-            flat.append(self.extra_out(nodes[space.groups[-1].name].mean(dim=1)))
+            flat.append(self.extra_out(nodes[-1].mean(dim=1)))
         return torch.cat(flat, dim=1)
 
     def _bind(self, space: WeightSpace) -> None:
         if self.neuron_embedding:
             raise ValueError("a field with neuron_embedding=True is tied to its widths and cannot be bound to others")
+        check_same_ends(self.space, space)
 
 
 class NodeEncoder(nn.Module):
@@ -165,7 +165,9 @@ class NodeEncoder(nn.Module):
     def forward(self, values: list[Tensor], batch: int, size: int) -> Tensor:
         """(B, size, d) from the group's vectors, (B, size) each."""
         state = self.embedding.expand(batch, size, -1)
-        return state if self.vectors is None else state + self.vectors(torch.stack(values, dim=-1))
+        if self.vectors is not None:
+            state = state + self.vectors(torch.stack(values, dim=-1))
+        return state
 
 
 class FixedAxes(nn.Module):
@@ -211,9 +213,7 @@ class BlockWriter(nn.Module):
         self.row = nn.Linear(width, block.in_ * block.depth) if source.role != "hidden" else None
         self.column = nn.Linear(width, block.out * block.depth) if target.role != "hidden" else None
         for head in (self.left, self.row, self.column):
-            if head is not None:
-                nn.init.zeros_(head.weight)
-                nn.init.zeros_(head.bias)
+            _zero(head)
 
     def forward(self, target: Tensor, source: Tensor) -> Tensor:
         """(B, out, in, kernel) from node states (B, out, d) and (B, in, d)."""
@@ -239,53 +239,58 @@ class Layer(nn.Module):
 
     def __init__(self, width: int, edge_width: int, heads: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        nn.init.zeros_(self.modulation[1].weight)
-        nn.init.zeros_(self.modulation[1].bias)
+        self.node_norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 6 * width)
+        _zero(self.modulation)
         self.inward = Attention(width, edge_width, heads)
         self.outward = Attention(width, edge_width, heads)
         self.mlp = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width))
         self.edge_norm = nn.LayerNorm(edge_width)
         self.edge_self = nn.Linear(edge_width, 2 * edge_width)
-        self.edge_ends = nn.ModuleList(nn.Linear(width, 2 * edge_width, bias=False) for _ in range(2))
+        self.edge_target = nn.Linear(width, 2 * edge_width, bias=False)
+        self.edge_source = nn.Linear(width, 2 * edge_width, bias=False)
         self.edge_mlp = nn.Sequential(nn.GELU(), nn.Linear(2 * edge_width, edge_width))
 
     def forward(
-        self, space: WeightSpace, nodes: dict[str, Tensor], edges: list[Tensor], context: Tensor
-    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        self, nodes: list[Tensor], edges: list[Tensor], joins: Sequence[tuple[int, int]], context: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """New node states (B, n, d) by group and edge states (B, out, in, d_e) by block.
 
         Args:
-            space: Which groups the blocks join.
             nodes: Node states by group.
             edges: Edge states by block.
+            joins: Indices of the target and the source group of each block.
             context: (B, d), embedding of time and condition.
         """
-        shift, scale, gate, shift2, scale2, gate2 = self.modulation(context)[:, None].chunk(6, dim=-1)
-        sizes = [group.size for group in space.groups]
-        names = [group.name for group in space.groups]
-        state = torch.cat([nodes[name] for name in names], dim=1)
-        seen = self.norms[0](state) * (1 + scale) + shift
-        normed = [self.edge_norm(e) for e in edges]
-        index = {name: i for i, name in enumerate(names)}
-        joins = [(index[b.target], index[b.source]) for b in space.blocks]
-        back = [(source, target) for target, source in joins]
-        update = self.inward(seen, sizes, normed, joins)
-        update = update + self.outward(seen, sizes, [e.transpose(1, 2) for e in normed], back)
-        state = state + (1 + gate) * update
-        seen = self.norms[1](state) * (1 + scale2) + shift2
-        state = state + (1 + gate2) * self.mlp(seen)
-        ends = [list(end(state).split(sizes, dim=1)) for end in self.edge_ends]
-        edges = [
-            edge + self.edge_mlp(self.edge_self(n) + ends[0][i][:, :, None] + ends[1][j][:, None])
-            for edge, n, (i, j) in zip(edges, normed, joins, strict=True)
+        modulation = self.modulation(nn.functional.silu(context))[:, None].chunk(6, dim=-1)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
+        seen = [torch.addcmul(shift, self.node_norm(state), 1 + scale) for state in nodes]
+        normed = [self.edge_norm(edge) for edge in edges]
+        into = self.inward(seen, normed, joins)
+        out_of = self.outward(seen, [e.transpose(1, 2) for e in normed], [(source, target) for target, source in joins])
+        nodes = [
+            torch.addcmul(state, 1 + gate, torch.stack(updates).sum(dim=0) if len(updates) > 1 else updates[0])
+            if (updates := [u for u in pair if u is not None])
+            else state
+            for state, pair in zip(nodes, zip(into, out_of, strict=True), strict=True)
         ]
-        return dict(zip(names, state.split(sizes, dim=1), strict=True)), edges
+        nodes = [
+            torch.addcmul(state, 1 + mlp_gate, self.mlp(torch.addcmul(mlp_shift, self.node_norm(state), 1 + mlp_scale)))
+            for state in nodes
+        ]
+        edges = [
+            edge + self.edge_mlp(self._ends(normed_edge, nodes[target], nodes[source]))
+            for edge, normed_edge, (target, source) in zip(edges, normed, joins, strict=True)
+        ]
+        return nodes, edges
+
+    def _ends(self, edge: Tensor, target: Tensor, source: Tensor) -> Tensor:
+        summed: Tensor = self.edge_self(edge) + self.edge_target(target)[:, :, None] + self.edge_source(source)[:, None]
+        return summed
 
 
 class Attention(nn.Module):
-    """Attention of receiving nodes over their edges to sending nodes, block by block.
+    """Attention of receiving nodes over their edges to sending nodes, in one direction.
 
     Args:
         width: d.
@@ -296,50 +301,59 @@ class Attention(nn.Module):
     def __init__(self, width: int, edge_width: int, heads: int) -> None:
         super().__init__()
         self.heads, self.head_width = heads, width // heads
-        self.nodes = nn.Linear(width, 3 * width)
-        self.edge_scores = nn.Linear(width, 2 * heads * edge_width)
+        self.receive_sizes = [width, heads * edge_width]
+        self.send_sizes = [width, width, heads * edge_width]
+        self.receive = nn.Linear(width, width + heads * edge_width)
+        self.send = nn.Linear(width, 2 * width + heads * edge_width)
         self.edge_values = nn.Parameter(torch.randn(heads, edge_width, self.head_width) / math.sqrt(edge_width))
         self.out = nn.Linear(width, width)
 
-    def forward(self, state: Tensor, sizes: list[int], edges: list[Tensor], joins: list[tuple[int, int]]) -> Tensor:
-        """Messages to all nodes, (B, n, d); zero for nodes that no block of this direction reaches.
+    def forward(
+        self, nodes: list[Tensor], edges: list[Tensor], joins: Sequence[tuple[int, int]]
+    ) -> list[Tensor | None]:
+        """Messages (B, n, d) by group; None for a group that no block of this direction reaches.
 
         Args:
-            state: (B, n, d), all groups one after another.
-            sizes: Group sizes.
+            nodes: Node states by group.
             edges: (B, receivers, senders, d_e) by block.
             joins: Indices of the receiving and the sending group of each block.
         """
-        batch, h = state.shape[0], self.heads
-        query, key, value = (
-            [x.unflatten(-1, (h, self.head_width)).transpose(1, 2) for x in part.split(sizes, dim=1)]
-            for part in self.nodes(state).chunk(3, dim=-1)
-        )
-        to_query, to_key = (
-            [x.unflatten(-1, (h, -1)) for x in part.split(sizes, dim=1)]
-            for part in self.edge_scores(state).chunk(2, dim=-1)
-        )
-        messages = [state.new_zeros(batch, size, h * self.head_width) for size in sizes]
-        for receiver in {i for i, _ in joins}:
-            blocks = [(edge, j) for edge, (i, j) in zip(edges, joins, strict=True) if i == receiver]
-            scores = [
-                self._scores(query[receiver], key[j], to_query[receiver], to_key[j], edge) for edge, j in blocks
-            ]
-            weights = torch.cat(scores, dim=-1).softmax(dim=-1).split([s.shape[-1] for s in scores], dim=-1)
-            read = [self._read(w, value[j], edge) for w, (edge, j) in zip(weights, blocks, strict=True)]
-            messages[receiver] = torch.stack(read).sum(dim=0)
-        return self.out(torch.cat(messages, dim=1))
+        received = {i: torch.split(self.receive(nodes[i]), self.receive_sizes, dim=-1) for i, _ in joins}
+        sent = {j: torch.split(self.send(nodes[j]), self.send_sizes, dim=-1) for _, j in joins}
+        messages: list[Tensor | None] = [None] * len(nodes)
+        for receiver, (query, to_query) in received.items():
+            blocks = [(edge, sent[j]) for edge, (i, j) in zip(edges, joins, strict=True) if i == receiver]
+            scores = [self._scores(query, to_query, key, to_key, edge) for edge, (key, _, to_key) in blocks]
+            weights = torch.cat(scores, dim=-1) if len(scores) > 1 else scores[0]
+            parts = weights.softmax(dim=-1).split([score.shape[-1] for score in scores], dim=-1)
+            read = [self._read(part, value, edge) for part, (edge, (_, value, _)) in zip(parts, blocks, strict=True)]
+            messages[receiver] = self.out(torch.stack(read).sum(dim=0) if len(read) > 1 else read[0])
+        return messages
 
-    def _scores(self, query: Tensor, key: Tensor, to_query: Tensor, to_key: Tensor, edge: Tensor) -> Tensor:
+    def _by_head(self, state: Tensor) -> Tensor:
+        return state.reshape(*state.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def _per_head(self, state: Tensor) -> Tensor:
+        return state.reshape(*state.shape[:2], self.heads, -1).transpose(-1, -2)
+
+    def _scores(self, query: Tensor, to_query: Tensor, key: Tensor, to_key: Tensor, edge: Tensor) -> Tensor:
         """(B, h, receivers, senders)."""
-        nodes = query @ key.transpose(-1, -2) / math.sqrt(self.head_width)
-        by_query = (edge @ to_query.transpose(-1, -2)).permute(0, 3, 1, 2)
-        by_key = (edge.transpose(1, 2) @ to_key.transpose(-1, -2)).permute(0, 3, 2, 1)
-        return nodes + (by_query + by_key) / math.sqrt(edge.shape[-1])
+        nodes = self._by_head(query / math.sqrt(self.head_width)) @ self._by_head(key).transpose(-1, -2)
+        scale = 1 / math.sqrt(edge.shape[-1])
+        by_query = edge @ self._per_head(to_query * scale)
+        by_key = edge.transpose(1, 2) @ self._per_head(to_key * scale)
+        return nodes + by_query.permute(0, 3, 1, 2) + by_key.permute(0, 3, 2, 1)
 
     def _read(self, weights: Tensor, value: Tensor, edge: Tensor) -> Tensor:
         """(B, receivers, d)."""
-        from_nodes = weights @ value
         pooled = weights.transpose(1, 2) @ edge
+        from_nodes = weights @ self._by_head(value)
         from_edges = pooled.transpose(1, 2) @ self.edge_values
         return (from_nodes + from_edges).transpose(1, 2).flatten(2)
+
+
+def _zero(head: nn.Module | None) -> None:
+    """Let a layer give zero at first; a head that does not exist, or has no output, is passed over."""
+    if isinstance(head, nn.Linear):
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)

@@ -281,6 +281,12 @@ class WeightSpace:
         """Names of the tensors that are coordinates."""
         return frozenset(tensor.name for tensor in self.tensors)
 
+    @cached_property
+    def joins(self) -> tuple[tuple[int, int], ...]:
+        """Of each block, the places of its target and its source in ``groups``."""
+        place = {group.name: i for i, group in enumerate(self.groups)}
+        return tuple((place[block.target], place[block.source]) for block in self.blocks)
+
     @property
     def hidden(self) -> tuple[NeuronGroup, ...]:
         """The groups that permute."""
