@@ -95,10 +95,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint at {path}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError and more for damaged files
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is damaged or no checkpoint: {reason}") from error
+        raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from error
     if not isinstance(checkpoint, dict) or "space" not in checkpoint.get("hyper_parameters", {}):
         raise ValueError(f"{path} is no checkpoint of wsflow: it describes no weight space")
     return checkpoint

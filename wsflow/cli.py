@@ -13,6 +13,7 @@ the whole trace.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 import warnings
@@ -40,6 +41,11 @@ from wsflow.zoo.write import MANIFEST
 
 PLUGINS = (alignment, callbacks, fields, RelationalTransformer, flow, geometry, schedule, tasks, weightspace)
 """What configs can name without a package: jsonargparse finds the classes that have been imported."""
+
+NOISE = re.compile(
+    "Given value|Subtypes:|Errors:|Does not validate|Expected a (path|<class 'NoneType'>|<class 'list'>)"
+)
+"""Lines of jsonargparse's errors that tell of attempts nobody meant."""
 
 STAGES = ("fit", "validate", "test")
 
@@ -249,10 +255,10 @@ def entry() -> None:
 
 def one_line(error: BaseException) -> str:
     """The message of an error on one line, without jsonargparse's listing of what it tried."""
-    noise = ("Given value", "Subtypes:", "Errors:", "Does not validate", "- Expected a <class 'NoneType'>")
-    lines = [line.strip() for line in str(error).splitlines()]
-    kept = [line.removeprefix("- ") for line in lines if line and not line.startswith(noise)]
-    return " ".join(kept) or type(error).__name__
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    text = " ".join(line for line in lines if line and not NOISE.match(line)) or type(error).__name__
+    text = re.sub(r"Type \S*Callable\[.*\] expects a function or a callable class: ", "", text)
+    return re.sub(r"Expected a dot import path string: (\S+)", r"no class \1 is known; give the full path of one", text)
 
 
 def _dispatch(args: list[str]) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -297,8 +298,8 @@ class FlowMatchingModule(LightningModule):
         prior = self.prior.sample(len(x0), self.geometry, generator).to(x0)
         for tensor in self.space.tensors:
             size, other = (x[:, tensor.slice].square().mean().sqrt().clamp_min(1e-12) for x in (x0, prior))
-            ratio = float(size / other)
-            if not 1 / PRIOR_TOLERANCE < ratio < PRIOR_TOLERANCE:
+            ratio, chance = float(size / other), 5 / math.sqrt(len(x0) * tensor.numel)
+            if abs(math.log(ratio)) > math.log(PRIOR_TOLERANCE) + chance:
                 rank_zero_warn(
                     f"training starts where sampling does not: {type(self.coupling).__name__} gives starts whose "
                     f"{tensor.name} is {ratio:.2f} times the size of what {type(self.prior).__name__} draws; "

@@ -1,0 +1,139 @@
+"""Samples are evaluated in training, and written to disk."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from wsflow.callbacks import GenerationCallback, SampleWriter
+from wsflow.fields import MLPField
+from wsflow.flow import Sampler, StartsPrior, TrajectoryCoupling
+from wsflow.module import FlowMatchingModule
+from wsflow.tasks import BreastCancer
+from wsflow.zoo import Collector, Zoo, ZooDataModule, ZooError
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec.*",  # lightning 2.6 calls torch's pytree by names that torch 2.15 deprecates
+    "ignore:.*does not have many workers",
+    "ignore:.*smaller than the logging interval",
+)
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    """Forty runs of a small network."""
+    path = tmp_path_factory.mktemp("zoo") / "zoo"
+    Collector(runs=40, epochs=1).collect(BreastCancer([30, 4, 2]), path, progress=False)
+    return path
+
+
+@pytest.fixture
+def data(zoo):
+    return ZooDataModule(BreastCancer([30, 4, 2]), str(zoo), batch_size=8)
+
+
+def module(data, **arguments):
+    field = partial(MLPField, width=8, depth=1)
+    return FlowMatchingModule(data.space_description, field=field, coupling=TrajectoryCoupling(), **arguments)
+
+
+def trainer(*callbacks, epochs=2):
+    return Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+    )
+
+
+def test_samples_are_scored_every_few_epochs(data, monkeypatch):
+    drawn = []
+    sample = FlowMatchingModule.sample
+    monkeypatch.setattr(
+        FlowMatchingModule, "sample", lambda self, *args: drawn.append(self.current_epoch) or sample(self, *args)
+    )
+    run = trainer(GenerationCallback(n=5, every_n_epochs=2, sampler=Sampler(steps=2)), epochs=4)
+    run.fit(module(data), datamodule=data)
+    assert drawn == [1, 3]
+    metrics = run.callback_metrics
+    assert 0 <= metrics["samples/accuracy"] <= 1
+    assert metrics["samples/nn_ratio.function"] > 0
+    assert {"samples/loss", "samples/z_u", "samples/dispersion", "heldout/accuracy"} <= set(metrics)
+
+
+def test_validate_scores_samples_too(data):
+    run = trainer(GenerationCallback(n=4))
+    (logged,) = run.validate(module(data), datamodule=data, verbose=False)
+    assert {"samples/accuracy", "val/flow_loss"} <= set(logged)
+
+
+def test_training_is_the_same_with_and_without(data):
+    weights = []
+    for callbacks in ([], [GenerationCallback(n=4)]):
+        torch.manual_seed(0)
+        flow = module(data)
+        trainer(*callbacks).fit(flow, datamodule=data)
+        weights.append(torch.cat([p.detach().flatten() for p in flow.parameters()]))
+    assert torch.equal(*weights)
+
+
+def test_a_prior_of_starts_is_sampled_from_validation_runs(data, monkeypatch):
+    seen = []
+    sample = FlowMatchingModule.sample
+    monkeypatch.setattr(FlowMatchingModule, "sample", lambda self, *args: seen.append(args[-1]) or sample(self, *args))
+    flow = module(data, prior=StartsPrior())
+    trainer(GenerationCallback(n=2)).validate(flow, datamodule=data, verbose=False)
+    assert torch.equal(flow.prior.starts, data.networks("train").start)
+    assert torch.equal(seen[0].starts, data.networks("val").start)
+
+
+@pytest.mark.parametrize("arguments", [{"n": 1}, {"every_n_epochs": 0}], ids=str)
+def test_wrong_settings(arguments):
+    with pytest.raises(ValueError, match="n must be at least 2"):
+        GenerationCallback(**arguments)
+
+
+def predict(flow, n, writer):
+    loader = torch.utils.data.DataLoader(range(n), batch_size=4)
+    trainer(writer).predict(flow, loader, return_predictions=False)
+
+
+def test_what_predict_gives_is_written_in_order(data, tmp_path):
+    flow, path = module(data), tmp_path / "samples"
+    flow.sampler, flow.sample_seed = Sampler(steps=3), 7
+    predict(flow, 10, SampleWriter(path, {"sampling": {"seed": 7}}))
+    zoo = Zoo.open(path)
+    zoo.verify()
+    assert zoo.run.tolist() == list(range(10))
+    torch.testing.assert_close(zoo.theta, flow.sample(range(10), 7, Sampler(steps=3)), rtol=1e-5, atol=1e-5)
+    assert zoo.manifest["sampling"] == {"seed": 7}
+    assert zoo.manifest["seconds_per_network"] > 0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["samples"]
+
+
+def test_nothing_is_left_behind_under_the_name_of_the_samples_when_predict_fails(data, tmp_path):
+    flow, path = module(data), tmp_path / "samples"
+    predict(flow, 3, SampleWriter(path))
+    before = Zoo.open(path).theta.clone()
+    torch.nn.init.constant_(flow.field.write.bias, torch.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        predict(flow, 3, SampleWriter(path, overwrite=True))
+    assert torch.equal(Zoo.open(path).theta, before)
+
+
+def test_existing_folders(data, zoo, tmp_path):
+    flow, path = module(data), tmp_path / "samples"
+    predict(flow, 3, SampleWriter(path))
+    with pytest.raises(ZooError, match="exists already"):
+        SampleWriter(path)
+    with pytest.raises(ZooError, match="trained networks"):
+        SampleWriter(zoo, overwrite=True)
+    predict(flow, 5, SampleWriter(path, overwrite=True))
+    assert len(Zoo.open(path)) == 5
+    assert [entry.name for entry in tmp_path.iterdir()] == ["samples"]
