@@ -74,16 +74,13 @@ class RelationalTransformer(VectorField):
         self.edge_in = nn.ModuleList(nn.Linear(block.depth, edge_width) for block in space.blocks)
         self.edge_out = nn.ModuleList(nn.Linear(edge_width, block.depth) for block in space.blocks)
         self.node_in = nn.ModuleList(NodeEncoder(space, i, width, neuron_embedding) for i in range(len(space.groups)))
-        counts = [self._vectors(space, group.name) for group in space.groups]
-        self.node_out = nn.ModuleList(nn.Linear(width, count) if count else nn.Identity() for count in counts)
+        self.node_out = nn.ModuleList(self._vector_head(space, group.name, width) for group in space.groups)
         self.read = nn.ModuleList(FixedAxes(space, block, width) for block in space.blocks)
         self.write = nn.ModuleList(BlockWriter(space, block, width) for block in space.blocks)
         self.layers = nn.ModuleList(Layer(width, edge_width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        heads = [head for head in (*self.edge_out, *self.node_out, self.extra_out) if isinstance(head, nn.Linear)]
-        for head in heads:
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+        for head in (*self.edge_out, *self.node_out, self.extra_out):
+            _zero(head)
 
     @staticmethod
     def _vector_head(space: WeightSpace, group: str, width: int) -> nn.Module:
@@ -220,7 +217,7 @@ class BlockWriter(nn.Module):
         (batch, out, width), size = target.shape, source.shape[1]
         left = self.left(target).view(batch, out * self.depth, width) / math.sqrt(width)
         product = left @ self.right(source).transpose(1, 2)
-        block = product.view(batch, out, self.depth, size).transpose(2, 3)
+        block: Tensor = product.view(batch, out, self.depth, size).transpose(2, 3)
         if self.row is not None:
             block = block + self.row(target).view(batch, out, size, self.depth)
         if self.column is not None:
@@ -325,7 +322,7 @@ class Attention(nn.Module):
             blocks = [(edge, sent[j]) for edge, (i, j) in zip(edges, joins, strict=True) if i == receiver]
             scores = [self._scores(query, to_query, key, to_key, edge) for edge, (key, _, to_key) in blocks]
             weights = torch.cat(scores, dim=-1) if len(scores) > 1 else scores[0]
-            parts = weights.softmax(dim=-1).split([score.shape[-1] for score in scores], dim=-1)
+            parts = torch.split(weights.softmax(dim=-1), [score.shape[-1] for score in scores], dim=-1)
             read = [self._read(part, value, edge) for part, (edge, (_, value, _)) in zip(parts, blocks, strict=True)]
             messages[receiver] = self.out(torch.stack(read).sum(dim=0) if len(read) > 1 else read[0])
         return messages
