@@ -294,6 +294,7 @@ def _quieten() -> None:
         r".*LeafSpec.*",  # lightning 2.6 calls torch's pytree by names that torch 2.15 deprecates
         r".*does not have many workers.*",  # networks lie in memory, workers would only copy them
         r"Checkpoint directory .* exists and is not empty",  # before_fit refuses what this warns of
+        r"The dirpath has changed",  # a run's folder is the config's business
         r".*`torch.jit.script` is deprecated.*",  # torch-geometric scripts functions when imported
     ):
         warnings.filterwarnings("ignore", message)
