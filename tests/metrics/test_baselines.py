@@ -15,7 +15,7 @@ from wsflow.metrics import (
     NoiseBaseline,
     RetrievalBaseline,
 )
-from wsflow.metrics.baselines import LIMIT, default_baselines, match_novelty
+from wsflow.metrics.baselines import default_baselines
 from wsflow.weightspace import WeightSpace
 
 
@@ -134,37 +134,6 @@ def test_default_baselines_are_those_with_material(material: Material) -> None:
     assert names == ["gaussian", "noise", "average", "displacement", "retrieval"]
     bare = Material(material.form, material.theta, material.x, material.starts)
     assert "displacement" not in [baseline.name for baseline in default_baselines(bare)]
-
-
-def distance_to_first(material: Material, wanted: float):
-    """Mean distance from where the networks were, over the wanted one."""
-    before = material.form(material.theta)
-    return lambda theta: float((material.form(theta) - before).norm(dim=1).mean()) / wanted
-
-
-@pytest.mark.parametrize("wanted", [1e-3, 0.5, 3.0])
-def test_noise_brings_novelty_within_two_percent(material: Material, wanted: float) -> None:
-    novelty = distance_to_first(material, wanted)
-    theta, noise = match_novelty(material.theta, material, novelty, seeded())
-    assert novelty(theta) == pytest.approx(1, abs=0.02)
-    assert noise > 0
-
-
-def test_networks_that_are_new_enough_are_left_alone(material: Material) -> None:
-    theta, noise = match_novelty(material.theta, material, lambda _: 0.99, seeded())
-    assert noise == 0
-    assert theta is material.theta
-
-
-def test_noise_that_is_never_enough_ends(material: Material) -> None:
-    _, noise = match_novelty(material.theta, material, lambda _: 0.5, seeded())
-    assert noise == LIMIT
-
-
-def test_noise_that_jumps_ends(material: Material) -> None:
-    novelty = distance_to_first(material, 1.0)
-    _, noise = match_novelty(material.theta, material, lambda theta: 0.1 if novelty(theta) < 1 else 9.0, seeded())
-    assert 0 < noise < LIMIT
 
 
 def test_noise_is_sized_by_tensor(material: Material) -> None:

@@ -7,6 +7,7 @@ from wsflow.metrics import render, render_text
 REPORT = {
     "samples.accuracy": 0.98765,
     "samples.accuracy.std": 0.01,
+    "samples.ensemble_size": 60.0,
     "samples.nn_ratio.function": 0.9,
     "samples.dispersion": 1.01,
     "samples.dispersion.1.weight": 7.77,
@@ -14,6 +15,8 @@ REPORT = {
     "heldout.accuracy.std": 0.02,
     "baselines.gaussian.accuracy": 0.5,
     "baselines.gaussian.noise": 0.25,
+    "baselines.gaussian.function_matched.accuracy": 0.75,
+    "baselines.gaussian.function_matched.noise": 0.125,
     "timing.evaluation": 1.0,
 }
 
@@ -21,11 +24,11 @@ REPORT = {
 def test_a_row_for_each_family_and_a_column_for_each_score() -> None:
     table = render(REPORT)
     assert [list(column.cells) for column in table.columns] == [
-        ["generated", "held-out runs", "gaussian"],
-        ["0.988 ± 0.010", "0.990 ± 0.020", "0.500"],
-        ["0.900", "", ""],
-        ["1.010", "", ""],
-        ["", "", "0.250"],
+        ["generated", "held-out runs", "gaussian", "gaussian, in function"],
+        ["0.988 ± 0.010", "0.990 ± 0.020", "0.500", "0.750"],
+        ["0.900", "", "", ""],
+        ["1.010", "", "", ""],
+        ["", "", "0.250", "0.125"],
     ]
 
 
@@ -35,6 +38,14 @@ def test_plain_text_has_the_same_cells_and_no_escapes() -> None:
         assert cell in text
     assert "\x1b" not in text
     assert "7.77" not in text
+
+
+def test_a_caption_says_how_to_read_it() -> None:
+    assert render(REPORT).caption == (
+        "± over networks; unseen real runs: NN ratio 1, Z_U 0, dispersion 1; ensembles of 60; "
+        "baselines get noise to be as new"
+    )
+    assert render({"samples.std": 1.0}).caption is None
 
 
 def test_a_task_without_data() -> None:

@@ -13,8 +13,9 @@ from wsflow.metrics.baselines import (
 from wsflow.metrics.diversity import dispersion, moments
 from wsflow.metrics.evaluation import Evaluation, EvaluationMetric, Family, Report, evaluate
 from wsflow.metrics.function_space import nearest, pairwise, predict
+from wsflow.metrics.matching import Noisy, match_noise
 from wsflow.metrics.novelty import nn_ratio, z_u
-from wsflow.metrics.quality import Quality, quality
+from wsflow.metrics.quality import Quality, ensemble, quality
 from wsflow.metrics.report import render, render_text
 from wsflow.metrics.weight_space import CanonicalWeights, distance, nearest_distance
 
@@ -30,12 +31,15 @@ __all__ = [
     "GaussianBaseline",
     "Material",
     "NoiseBaseline",
+    "Noisy",
     "Quality",
     "Report",
     "RetrievalBaseline",
     "dispersion",
     "distance",
+    "ensemble",
     "evaluate",
+    "match_noise",
     "moments",
     "nearest",
     "nearest_distance",

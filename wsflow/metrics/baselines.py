@@ -1,15 +1,11 @@
-r"""What generated networks have to beat.
+"""What generated networks have to beat.
 
-Each baseline makes networks from training networks with no flow.  Good networks that lie close to training networks
-are easy to make, so a baseline is compared at equal novelty: one that is less new than the samples (by
-``nn_ratio.function``) gets noise, :math:`x + s\,\sigma_\tau \epsilon` in canonical coordinates with
-:math:`\sigma_\tau` the zoo's standard deviation in tensor :math:`\tau`, and s is raised until the ratios agree within
-2 %.
+Each baseline makes networks from training networks with no flow.  Whether they are as new as the samples is the
+business of :mod:`wsflow.metrics.matching`; what a geometry makes of them, of :mod:`wsflow.metrics.evaluation`.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +16,6 @@ from torch import Tensor
 
 from wsflow.metrics.weight_space import CanonicalWeights
 
-LIMIT = 64.0
-"""The largest noise tried, in standard deviations of the zoo."""
-
 
 @dataclass(frozen=True)
 class Material:
@@ -30,9 +23,10 @@ class Material:
 
     Args:
         form: The canonical form.
-        theta: (m, D), training networks.
-        x: (m, dim), their canonical coordinates, all matched to one reference.
-        starts: (m, D), the start of each, or None.
+        theta: (m, D), training networks as they were trained, in no geometry's form: ``theta - starts`` is what
+            training did.
+        x: (m, dim), canonical coordinates of what the geometry makes of them, all matched to one reference.
+        starts: (m, D), the start of each, its neurons in the order of the network's, or None.
         fresh: (r, D), starts of no training run, or None.
     """
 
@@ -184,40 +178,6 @@ def default_baselines(material: Material) -> list[Baseline]:
     if material.starts is not None and material.fresh is not None:
         baselines.append(DisplacementBaseline())
     return [*baselines, RetrievalBaseline()]
-
-
-def match_novelty(
-    theta: Tensor,
-    material: Material,
-    novelty: Callable[[Tensor], float],
-    generator: torch.Generator,
-    tolerance: float = 0.02,
-) -> tuple[Tensor, float]:
-    """Add noise to networks until they are as new as asked.
-
-    Args:
-        theta: (n, D).
-        material: Gives the noise its size in each tensor.
-        novelty: Of networks (n, D), relative to what is asked for: a number that noise raises, to be brought to 1.
-        generator: Of the noise; one draw serves every size, so that novelty is continuous in it.
-        tolerance: How far from 1 novelty may end.
-
-    Returns:
-        The networks, and the noise in standard deviations of the zoo; 0 and the networks unchanged where they are new
-        enough.  Noise of at most :data:`LIMIT` is tried; where that is not enough, it is what is returned.
-    """
-    if not novelty(theta) < 1 - tolerance:
-        return theta, 0.0
-    x = material.form(theta)
-    noise = _normal(len(x), x, generator) * material.tensor_std()
-    low, size, high = 0.0, LIMIT / 2**10, math.inf
-    while True:
-        noisy = material.form.invert(x + size * noise)
-        value = novelty(noisy)
-        if abs(value - 1) <= tolerance or size >= LIMIT or high - low < 1e-6:
-            return noisy, size
-        low, high = (size, high) if value < 1 else (low, size)
-        size = min(2 * size, LIMIT) if math.isinf(high) else (low + high) / 2
 
 
 def _normal(n: int, like: Tensor, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 
@@ -48,14 +49,14 @@ def dispersion(sample: Mapping[str, Tensor], heldout: Mapping[str, Tensor]) -> d
 
 
 def moments(theta: Tensor, mean: float | Tensor) -> dict[str, float]:
-    """How well networks (n, D) follow a law of independent weights with a known mean.
+    """How well networks (n, D) follow a law of independent weights with a known mean, (D,) or a number.
 
     Returns:
         ``grand_mean`` over weights and networks, ``mean_error`` (root mean square over weights of the mean over
         networks minus ``mean``) and ``std`` (mean over weights of the standard deviation over networks).
     """
     means, std = theta.double().mean(dim=0), theta.double().std(dim=0)
-    error = (means - mean).square().mean().sqrt()
+    error = (means - torch.as_tensor(mean).to(means)).square().mean().sqrt()
     return {"grand_mean": float(means.mean()), "mean_error": float(error), "std": float(std.mean())}
 
 

@@ -2,15 +2,23 @@
 
 An :class:`Evaluation` is prepared once with training and held-out networks and then asked about any number of sets of
 generated networks.  Scores are of the data of ``split``; distances between functions are measured on validation inputs
-always.  Every network, real or generated, is first brought through ``geometry.decode(geometry.encode(theta))``, so that
-a geometry that changes losses changes them on both sides of a comparison.
+always.  Every network, whether real, generated or a baseline's, is first brought through
+``geometry.decode(geometry.encode(theta))``, so that a geometry that changes losses changes them on both sides of a
+comparison.
 
 A report is flat, so that it can be logged and stored as it is::
 
     samples.accuracy, samples.accuracy.std, samples.loss, samples.loss.std, samples.ensemble_nll, ...,
-    samples.nn_ratio.function, samples.nn_ratio.weight, samples.z_u, samples.dispersion, samples.dispersion.<tensor>,
-    heldout.accuracy, heldout.loss, heldout.ensemble_nll, ...,
-    baselines.<name>.<any key of samples>, baselines.<name>.noise, timing.evaluation
+    samples.ensemble_size, samples.nn_ratio.function, samples.nn_ratio.weight, samples.z_u,
+    samples.dispersion, samples.dispersion.<tensor>,
+    heldout.<any key of samples but dispersions of tensors>, where ratios and dispersion are 1 and z_u is 0,
+    baselines.<name>.<any key of samples>, baselines.<name>.noise,
+    baselines.<name>.function_matched.<any key of the baseline>, timing.evaluation
+
+Ensembles are of one size, the smaller of the numbers of samples and held-out networks (or of all there are of a
+baseline that makes fewer).  A baseline gets noise (:mod:`wsflow.metrics.matching`) until neither its ratio of functions
+nor that of weights is more than 2 % below the samples'.  Noise until it is so of functions alone is less, and leaves
+better networks: where the two differ, the latter are reported as ``function_matched``.
 
 A task with no data is judged by the moments of its weights alone.
 """
@@ -21,19 +29,21 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from wsflow.alignment import Aligner
 from wsflow.geometry import Geometry
-from wsflow.metrics.baselines import Baseline, Material, default_baselines, match_novelty
+from wsflow.metrics.baselines import Baseline, Material, default_baselines
 from wsflow.metrics.diversity import dispersion, moments
 from wsflow.metrics.function_space import Nearest, nearest, predict
+from wsflow.metrics.matching import Noisy, match_noise
 from wsflow.metrics.novelty import nn_ratio, z_u
-from wsflow.metrics.quality import Quality, quality
+from wsflow.metrics.quality import Quality, ensemble, quality
 from wsflow.metrics.weight_space import CanonicalWeights, nearest_distance
 from wsflow.tasks import BaseTask
 
@@ -63,7 +73,8 @@ class Report:
 
     Args:
         values: All numbers by flat key.
-        families: ``samples``, ``heldout`` and every baseline by name; empty for a task with no data.
+        families: ``samples``, ``heldout`` and every baseline by name, and as ``<name>.function_matched`` where that is
+            reported; empty for a task with no data.
         train: (m, dim), canonical coordinates of the training networks, matched to the reference; None likewise.
     """
 
@@ -81,12 +92,11 @@ class Evaluation:
         heldout: (h, D), runs that no flow was trained on, one final snapshot each.
         split: Whose data scores are of: ``val`` with validation runs, ``test`` with test runs.
         geometry: Of the flow; every network goes through its canonical form.  None leaves networks as they are.
-        starts: (m, D), the start of each training run; needed by the displacement baseline.
+        starts: (m, D), the start of each training run, its neurons in the order of ``train``'s; needed by the
+            displacement baseline.
         fresh: (r, D), starts of no training run; needed by the displacement and equal-cost baselines.
         baselines: None for :func:`~wsflow.metrics.baselines.default_baselines`; an empty list for none.
         aligner: Matches neurons; weight matching by default.
-        match_weights: Whether baselines get noise until they are as new as the samples in weights too, and not in
-            function alone.
         candidates: Functionally nearest training networks among which the nearest in weights is sought.
         count: Networks of either kind that Z_U is computed of.
         seed: Of the baselines.
@@ -107,17 +117,21 @@ class Evaluation:
         fresh: Tensor | None = None,
         baselines: Sequence[Baseline] | None = None,
         aligner: Aligner | None = None,
-        match_weights: bool = False,
         candidates: int = 10,
         count: int = 200,
         seed: int = 0,
     ) -> None:
         self.task, self.split, self.geometry = task, split, geometry
-        self.match_weights, self.candidates, self.count, self.seed = match_weights, candidates, count, seed
+        self.candidates, self.count, self.seed = candidates, count, seed
         self.form = CanonicalWeights(task.space, aligner)
         self.train = self._like("training", train)
         self._heldout = self._like("held-out", heldout)
-        self._starts, self._fresh, self._baselines = starts, fresh, baselines
+        for given in (starts, fresh):
+            if given is not None:
+                task.space.check(given)
+        if starts is not None and starts.shape != train.shape:
+            raise ValueError(f"{len(starts)} starts do not fit {len(train)} training networks: give one for each")
+        self._trained, self._starts, self._fresh, self._baselines = train.detach(), starts, fresh, baselines
 
     def __call__(self, samples: Tensor) -> Report:
         """Evaluate generated networks (n, D).
@@ -135,7 +149,7 @@ class Evaluation:
     def material(self) -> Material:
         """What baselines are made of."""
         x = self.form(self.train)
-        return Material(self.form, self.train, self.form.match(x, self.reference), self._starts, self._fresh)
+        return Material(self.form, self._trained, self.form.match(x, self.reference), self._starts, self._fresh)
 
     @cached_property
     def reference(self) -> Tensor:
@@ -153,17 +167,15 @@ class Evaluation:
         function, weight = self._distances(theta, x)
         return Family(theta, x, function, weight, quality(self.task, theta, self.split))
 
-    def novelty(self, theta: Tensor, family: Family) -> float:
-        """How new networks (n, D) are, relative to a family; with ``match_weights`` the smaller of two ratios."""
-        if not self.match_weights:
-            return _relative(self._nearest(theta, 1).distance[:, 0], family.function_distance)
-        function, weight = self._distances(theta, self.form.match(self.form(theta), self.reference))
-        return min(_relative(function, family.function_distance), _relative(weight, family.weight_distance))
+    def summary(self, family: Family, size: int) -> dict[str, float]:
+        """Every number that is reported of a family, against the held-out networks.
 
-    def summary(self, family: Family) -> dict[str, float]:
-        """Every number that is reported of a family, against the held-out networks."""
+        Args:
+            family: What was measured.
+            size: Networks in the ensemble.
+        """
         other = self.heldout
-        values = family.quality.summary()
+        values = family.quality.summary() | ensemble(self.task, family.theta, self.split, size)
         values["nn_ratio.function"] = nn_ratio(family.function_distance, other.function_distance)
         values["nn_ratio.weight"] = nn_ratio(family.weight_distance, other.weight_distance)
         values["z_u"] = z_u(family.function_distance, other.function_distance, self.count)
@@ -172,27 +184,52 @@ class Evaluation:
         return values
 
     def _with_data(self, theta: Tensor) -> Report:
-        families = {"samples": self.measure(theta), "heldout": self.heldout}
-        values = _keyed("samples", self.summary(families["samples"]))
-        values |= _keyed("heldout", self.heldout.quality.summary())
+        families, noises = {"samples": self.measure(theta), "heldout": self.heldout}, dict[str, float]()
         baselines = default_baselines(self.material) if self._baselines is None else self._baselines
         for baseline in baselines:
-            family, noise = self._baseline(baseline, families["samples"])
-            families[baseline.name] = family
-            values |= _keyed(f"baselines.{baseline.name}", self.summary(family) | {"noise": noise})
+            for name, (family, noise) in self._baseline(baseline, families["samples"]).items():
+                families[name], noises[name] = family, noise
+        size = min(len(theta), len(self._heldout))
+        values = dict[str, float]()
+        for name, family in families.items():
+            added = {"noise": noises[name]} if name in noises else {}
+            prefix = f"baselines.{name}" if name in noises else name
+            values |= _keyed(prefix, self.summary(family, size) | added)
+        values = {key: value for key, value in values.items() if not key.startswith("heldout.dispersion.")}
         return Report(values, families, self.material.x)
 
     def _without_data(self, theta: Tensor) -> Report:
-        mean = getattr(self.task, "mean", self._heldout.double().mean(dim=0))
+        stated = self.task.mean_network()
+        mean = self._heldout.double().mean(dim=0) if stated is None else stated
         values = _keyed("samples", moments(theta, mean)) | _keyed("heldout", moments(self._heldout, mean))
         return Report(values, {})
 
-    def _baseline(self, baseline: Baseline, samples: Family) -> tuple[Family, float]:
+    def _baseline(self, baseline: Baseline, samples: Family) -> dict[str, tuple[Family, float]]:
+        """A baseline's networks and their noise: as new as the samples, and in function alone where that differs."""
         generator = torch.Generator().manual_seed(self.seed)
-        theta, noise = baseline.generate(self.material, len(samples.theta), generator), 0.0
-        if baseline.compared:
-            theta, noise = match_novelty(theta, self.material, lambda t: self.novelty(t, samples), generator)
-        return self.measure(theta), noise
+        theta = self._like(baseline.name, baseline.generate(self.material, len(samples.theta), generator))
+        noisy = Noisy(theta, self.material, generator)
+
+        def networks(size: float) -> Tensor:
+            return self._formed(noisy(size))
+
+        @cache
+        def at(size: float) -> Family:
+            return self.measure(networks(size))
+
+        def in_function(size: float) -> float:
+            return _relative(self._nearest(networks(size), 1).distance[:, 0], samples.function_distance)
+
+        def in_both(size: float) -> float:
+            function, weight = at(size).function_distance, at(size).weight_distance
+            return min(_relative(function, samples.function_distance), _relative(weight, samples.weight_distance))
+
+        if not baseline.compared:
+            return {baseline.name: (at(0.0), 0.0)}
+        least = match_noise(in_function)
+        most = match_noise(in_both, least)
+        found = {baseline.name: (at(most), most)}
+        return found | ({f"{baseline.name}.function_matched": (at(least), least)} if least != most else {})
 
     def _distances(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Distances to the nearest training networks, in function and in weights, (n,) each."""
@@ -214,8 +251,12 @@ class Evaluation:
         bad = int((~theta.isfinite().all(dim=1)).sum())
         if bad:
             raise ValueError(f"{bad} of {len(theta)} {what} networks hold NaN or infinite weights")
-        with torch.no_grad():
-            return theta.detach() if self.geometry is None else self.geometry.decode(self.geometry.encode(theta))
+        return self._formed(theta)
+
+    @torch.no_grad()
+    def _formed(self, theta: Tensor) -> Tensor:
+        """What the geometry makes of networks."""
+        return theta.detach() if self.geometry is None else self.geometry.decode(self.geometry.encode(theta))
 
 
 class EvaluationMetric(Metric):
@@ -238,9 +279,14 @@ class EvaluationMetric(Metric):
         self.theta.append(theta.detach())
 
     def compute(self) -> dict[str, float]:
-        """The report's values over all networks of all processes."""
-        theta = torch.cat(self.theta) if isinstance(self.theta, list) else self.theta
-        return self.evaluation(theta).values
+        """The report's values over all networks of all processes.
+
+        Raises:
+            ValueError: where no networks came, and as :class:`Evaluation` does.
+        """
+        if not len(self.theta):
+            raise ValueError("no networks were generated, so there is nothing to evaluate")
+        return self.evaluation(dim_zero_cat(self.theta)).values
 
 
 def evaluate(

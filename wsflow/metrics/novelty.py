@@ -2,7 +2,8 @@ r"""How new generated networks are, from distances to the nearest training netwo
 
 With :math:`s_i = \min_j d(\mathrm{sample}_i, \mathrm{train}_j)` and :math:`h_i` the same for held-out networks:
 
-- *nearest-neighbour ratio*: :math:`\bar s / \bar h`; 1 is as new as a real unseen network, far below 1 are copies;
+- *nearest-neighbour ratio*: :math:`\bar s / \bar h`; 1 is as new as a real unseen network, far below 1 are copies; far
+  above 1 (say 2) are foreign networks, which compute what no run of the zoo does, such as untrained ones;
 - :math:`Z_U = (U - nm/2) / \sqrt{nm(n + m + 1)/12}`, where U counts the pairs with :math:`s_i > h_j`, ties half (Mann
   and Whitney; Meehan, Chaudhuri and Dasgupta 2020); far below 0 is data copying.
 """

@@ -16,19 +16,17 @@ from wsflow.tasks import BaseTask
 
 @dataclass(frozen=True)
 class Quality:
-    """Scores of B networks.
+    """Scores of B networks one by one.
 
     Args:
         scores: Name of the score to its value for each network, (B,).
-        ensemble: Scores of the averaged prediction.
     """
 
     scores: dict[str, Tensor]
-    ensemble: dict[str, float]
 
     def summary(self) -> dict[str, float]:
-        """Mean and standard deviation over networks (``accuracy``, ``accuracy.std``), and ``ensemble_<score>``."""
-        values = {f"ensemble_{name}": value for name, value in self.ensemble.items()}
+        """Mean and standard deviation over networks, such as ``accuracy`` and ``accuracy.std``."""
+        values = {}
         for name, score in self.scores.items():
             values[name] = float(score.double().mean())
             values[f"{name}.std"] = float(score.double().std(correction=min(1, len(score) - 1)))
@@ -38,4 +36,19 @@ class Quality:
 def quality(task: BaseTask, theta: Tensor, split: str) -> Quality:
     """Scores of networks (B, D) on the data of a split."""
     with torch.no_grad():
-        return Quality(task.evaluate(theta, split), task.ensemble(theta, split))
+        return Quality(task.evaluate(theta, split))
+
+
+def ensemble(task: BaseTask, theta: Tensor, split: str, size: int) -> dict[str, float]:
+    """Scores of the averaged prediction of the first networks, ``ensemble_<score>``, and their number.
+
+    Args:
+        task: The base task.
+        theta: (B, D).
+        split: Whose data.
+        size: At most so many networks are averaged.  An ensemble is better the larger it is, whatever its members, so
+            that only ensembles of one size can be compared.
+    """
+    with torch.no_grad():
+        scores = task.ensemble(theta[:size], split)
+    return {f"ensemble_{name}": value for name, value in scores.items()} | {"ensemble_size": float(len(theta[:size]))}

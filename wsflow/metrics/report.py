@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import StringIO
 
 from rich.console import Console
@@ -41,7 +41,7 @@ def render(report: Mapping[str, float]) -> Table:
     if "samples." not in rows:
         raise ValueError("the report has no key that begins with 'samples.'")
     columns = [key for key in COLUMNS if any(f"{prefix}{key}" in report for prefix in rows)]
-    table = Table(title="Generated networks beside held-out runs and baselines")
+    table = Table(title="Generated networks beside held-out runs and baselines", caption=_caption(report, columns))
     table.add_column("networks", no_wrap=True)
     for key in columns:
         table.add_column(COLUMNS[key], justify="right", no_wrap=True)
@@ -59,9 +59,23 @@ def render_text(report: Mapping[str, float], width: int = 160) -> str:
 
 def _rows(report: Mapping[str, float]) -> dict[str, str]:
     """Prefixes of keys, with labels."""
-    names = dict.fromkeys(key.split(".")[1] for key in report if key.startswith("baselines."))
-    known = {"samples.": "generated", "heldout.": "held-out runs"} | {f"baselines.{n}.": n for n in names}
+    known = {"samples.": "generated", "heldout.": "held-out runs"}
+    for name in dict.fromkeys(key.split(".")[1] for key in report if key.startswith("baselines.")):
+        known[f"baselines.{name}."] = name
+        known[f"baselines.{name}.function_matched."] = f"{name}, in function"
     return {prefix: label for prefix, label in known.items() if any(key.startswith(prefix) for key in report)}
+
+
+def _caption(report: Mapping[str, float], columns: Sequence[str]) -> str | None:
+    """How to read the columns, in a line."""
+    parts = ["± over networks"] if any(f"samples.{key}.std" in report for key in columns) else []
+    if "nn_ratio.function" in columns:
+        parts.append("unseen real runs: NN ratio 1, Z_U 0, dispersion 1")
+    if "samples.ensemble_size" in report:
+        parts.append(f"ensembles of {report['samples.ensemble_size']:.0f}")
+    if "noise" in columns:
+        parts.append("baselines get noise to be as new")
+    return "; ".join(parts) or None
 
 
 def _cell(report: Mapping[str, float], key: str) -> str:

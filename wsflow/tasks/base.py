@@ -85,6 +85,10 @@ class BaseTask(ABC):
         """
         raise ValueError(f"task {self.name} has no law of networks to draw from; its networks are trained")
 
+    def mean_network(self) -> Tensor | None:
+        """The mean (D,) of the law that :meth:`draw` draws from; None where the task states no such law."""
+        return None
+
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> BaseTask:
         """The task that :attr:`description` describes.

@@ -38,6 +38,10 @@ class Gaussians(ClassificationTask):
         """Draw n networks, (n, D)."""
         return self.mean + self.std * torch.randn(n, self.space.dim, generator=generator)
 
+    def mean_network(self) -> Tensor:
+        """``mean`` in every weight, (D,)."""
+        return torch.full((self.space.dim,), float(self.mean))
+
     def load(self) -> dict[str, tuple[Tensor, Tensor]]:
         """There is no data.
 
