@@ -40,6 +40,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*LeafSpec.*",  # lightning 2.6 calls torch's pytree by names that torch 2.15 deprecates
     "ignore:.*does not have many workers",
     "ignore:.*smaller than the logging interval",
+    "ignore:The dirpath has changed",
 )
 
 SPACE = describe([5, 4, 3, 2])
@@ -273,6 +274,13 @@ def test_another_weight_space_is_refused(tmp_path):
     other = FlowMatchingModule(describe([5, 4, 4, 2]), field=FIELD)
     with pytest.raises(ValueError, match=r"mlp\(widths=\[5, 4, 3, 2\]\).*mlp\(widths=\[5, 4, 4, 2\]\)"):
         trainer(tmp_path).validate(other, datamodule=Networks(), ckpt_path=tmp_path / "flow.ckpt")
+
+
+def test_resuming_with_other_settings_is_warned_of(tmp_path):
+    trainer(tmp_path / "first").fit(FlowMatchingModule(SPACE, field=FIELD), datamodule=Networks())
+    other, path = FlowMatchingModule(SPACE, field=FIELD, time=UniformTime(), seed=3), tmp_path / "first" / "flow.ckpt"
+    with pytest.warns(UserWarning, match="other settings than the checkpoint's: seed, time"):
+        trainer(tmp_path / "second", epochs=2).fit(other, datamodule=Networks(), ckpt_path=path)
 
 
 @pytest.mark.parametrize(

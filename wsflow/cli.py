@@ -12,6 +12,7 @@ the whole trace.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -30,16 +31,27 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from wsflow import __version__, alignment, callbacks, commands, fields, flow, geometry, schedule, tasks, weightspace
+from wsflow import (
+    __version__,
+    alignment,
+    callbacks,
+    commands,
+    fields,
+    flow,
+    geometry,
+    optim,
+    schedule,
+    tasks,
+    weightspace,
+)
 from wsflow.api import read_checkpoint
 from wsflow.commands.run import read_timing, record_timing
-from wsflow.fields.relational_transformer import RelationalTransformer
 from wsflow.module import FlowMatchingModule
 from wsflow.zoo import ZooDataModule, parse_share, share_from_environment
 from wsflow.zoo import commands as zoo_commands
 from wsflow.zoo.write import MANIFEST
 
-PLUGINS = (alignment, callbacks, fields, RelationalTransformer, flow, geometry, schedule, tasks, weightspace)
+PLUGINS = (alignment, callbacks, fields, flow, geometry, optim, schedule, tasks, weightspace)
 """What configs can name without a package: jsonargparse finds the classes that have been imported."""
 
 NOISE = re.compile(
@@ -113,6 +125,9 @@ class WsflowCLI(LightningCLI):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(Path(root, "checkpoints").resolve())
+        if self._fast:  # Lightning 2.6 saves last.ckpt even then
+            for callback in trainer.checkpoint_callbacks:
+                trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
         return trainer
 
     def before_fit(self) -> None:
@@ -278,10 +293,12 @@ def _dispatch(args: list[str]) -> None:
 
 
 def _call(function: Callable[..., None], name: str, args: Sequence[str]) -> None:
-    """Call a function with arguments parsed by its signature."""
+    """Call a function with arguments parsed by its signature; what is False by default can be given as a switch."""
     parser = ArgumentParser(prog=f"wsflow {name}", description=_summary(function), exit_on_error=False)
     parser.add_function_arguments(function, as_group=False)
-    function(**parser.instantiate_classes(parser.parse_args(list(args))).as_dict())
+    switches = {f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.default is False}
+    given = [f"{arg}=true" if arg in switches else arg for arg in args]
+    function(**parser.instantiate_classes(parser.parse_args(given)).as_dict())
 
 
 def _summary(function: Callable[..., Any]) -> str:

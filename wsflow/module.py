@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -36,8 +37,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from wsflow.description import DescriptionError, describe
-from wsflow.fields import Parametrization, VectorField, Velocity
-from wsflow.fields.relational_transformer import RelationalTransformer
+from wsflow.fields import Parametrization, RelationalTransformer, VectorField, Velocity
 from wsflow.flow import (
     BetaTime,
     Coupling,
@@ -250,6 +250,8 @@ class FlowMatchingModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another weight space; keep the description that the checkpoint came with.
 
+        A resumed training follows the settings it is given, and warns where they are not the checkpoint's.
+
         Raises:
             ValueError: where the checkpoint was trained on another base network.
         """
@@ -264,8 +266,13 @@ class FlowMatchingModule(LightningModule):
                 f"the checkpoint was trained on networks {_name(stored['space'])}, "
                 f"but this model is for {_name(self.space.description)}: another weight space"
             )
-        if self._trainer is not None:
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._loader_state = checkpoint.get("train_loader")
+            differing = sorted(name for name in {*stored, *self.hparams} if stored.get(name) != self.hparams.get(name))
+            if differing:
+                rank_zero_warn(
+                    f"the training goes on with other settings than the checkpoint's: {', '.join(differing)}"
+                )
         if "_instantiator" in stored and "_instantiator" not in self.hparams:
             self.hparams.clear()
             self.hparams.update(stored)

@@ -86,6 +86,7 @@ def test_a_checkpoint_of_another_weight_space(command, error_of, trained):
     assert "another weight space" in message
 
 
+@pytest.mark.filterwarnings("ignore:the training goes on with other settings")
 def test_a_checkpoint_of_another_field(command, error_of, trained):
     assert "do not fit" in error_of(command("fit", "--ckpt_path", str(trained), "--model.field.width=12"))
 
@@ -116,7 +117,7 @@ def test_samples_are_not_overwritten(error_of, trained, zoos, tmp_path):
     predict = ["predict", "--ckpt_path", str(trained), "--n", "2", "--steps", "1", "--out", out]
     assert main(predict) == 0
     assert "exists already" in error_of(predict)
-    assert main([*predict, "--overwrite=true"]) == 0
+    assert main([*predict, "--overwrite"]) == 0
     trained_networks = [*predict, "--overwrite=true", "--out", str(zoos / "breast_cancer")]
     assert "trained networks" in error_of(trained_networks)
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.console import Console
@@ -38,7 +38,7 @@ from wsflow.zoo.train import DataOrder, steps_per_epoch, train_runs
 TABLE_WIDTH = 150
 
 
-class Networks:
+class Networks(NamedTuple):
     """The networks to evaluate, and what is known of their origin.
 
     Attributes:
@@ -50,17 +50,12 @@ class Networks:
         folder: Where their report and timing lie.
     """
 
-    def __init__(
-        self,
-        theta: Tensor,
-        space: WeightSpace,
-        geometry: Geometry,
-        data: Mapping[str, Any] | None,
-        seconds: float | None,
-        folder: Path,
-    ) -> None:
-        self.theta, self.space, self.geometry = theta, space, geometry
-        self.data, self.seconds, self.folder = data, seconds, folder
+    theta: Tensor
+    space: WeightSpace
+    geometry: Geometry
+    data: Mapping[str, Any] | None
+    seconds: float | None
+    folder: Path
 
 
 def evaluate(
