@@ -72,7 +72,7 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if group["weight_decay"]:
+            if params and group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             if group["muon"]:
                 self._muon(params, group)
@@ -94,24 +94,24 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(same, list(update.unbind()), alpha=-rate)
 
     def _adam(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        beta1, beta2 = group["betas"]
+        by_step: dict[int, list[Tensor]] = defaultdict(list)
         for p in params:
             state = self.state[p]
             if not state:
                 state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
             state["step"] += 1
-        if not params:
-            return
-        grads = [p.grad for p in params if p.grad is not None]
-        means, squares = ([self.state[p][name] for p in params] for name in ("mean", "square"))
-        torch._foreach_lerp_(means, grads, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        step = self.state[params[0]]["step"]
-        denominator = torch._foreach_sqrt(squares)
-        torch._foreach_div_(denominator, (1 - beta2**step) ** 0.5)
-        torch._foreach_add_(denominator, 1e-8)
-        torch._foreach_addcdiv_(params, means, denominator, value=-group["lr"] / (1 - beta1**step))
+            by_step[state["step"]].append(p)
+        beta1, beta2 = group["betas"]
+        for step, same in by_step.items():
+            grads = [p.grad for p in same if p.grad is not None]
+            means, squares = ([self.state[p][name] for p in same] for name in ("mean", "square"))
+            torch._foreach_lerp_(means, grads, 1 - beta1)
+            torch._foreach_mul_(squares, beta2)
+            torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+            denominator = torch._foreach_sqrt(squares)
+            torch._foreach_div_(denominator, (1 - beta2**step) ** 0.5)
+            torch._foreach_add_(denominator, 1e-8)
+            torch._foreach_addcdiv_(same, means, denominator, value=-group["lr"] / (1 - beta1**step))
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:

@@ -2,23 +2,28 @@ r"""The Relational Transformer over the neural graph of a base network.
 
 Neurons are nodes with states :math:`n_i` of width d, weights are edges with states :math:`e_{ij}` of width d_e, kept
 per weight block as ``(B, out, in, d_e)``; no edge is stored that the base network does not have (Diao and Loynd 2023;
-edge updates as in Kofinas et al. 2024).  Each layer does, with one head written out,
+edge updates as in Kofinas et al. 2024).  With hats for layer norm, one head written out, each layer does
 
 .. math::
-    s_{ij} &= \langle q_i, k_j \rangle + \langle A q_i + C k_j + w, e_{ij} \rangle \\
-    n_i &\leftarrow n_i + W \sum_j \mathrm{softmax}_j(s_{ij}) (v_j + V e_{ij}) \\
-    n_i &\leftarrow n_i + \mathrm{MLP}(n_i), \qquad
-    e_{ij} \leftarrow e_{ij} + \mathrm{MLP}(e_{ij}, n_i, n_j)
+    s_{ij} &= \langle q_i, k_j \rangle / \sqrt{d_h} + \langle a_i + c_j, \hat e_{ij} \rangle / \sqrt{d_e} \\
+    m_i &= W \sum_j \mathrm{softmax}_j(s_{ij}) (v_j + V \hat e_{ij}) \\
+    n_i &\leftarrow n_i + g \odot (m_i + m'_i) \\
+    n_i &\leftarrow n_i + g' \odot \mathrm{MLP}(\hat n_i) \\
+    e_{ij} &\leftarrow e_{ij} + \mathrm{MLP}(\hat e_{ij}, n_i, n_j)
 
-where j runs over the neurons that feed neuron i and, with parameters of its own, over those that it feeds.  Keys and
-values are read from the neighbour and the edge (thesis eqs. 5.5 and 5.6, where n_i must read n_j).  By linearity no key
-or value is ever formed per edge, so an edge costs d_e multiplications a head and not d_e d; only the quadratic
-edge-edge term of the score is left out.
+with :math:`d_h` the width of a head and j over all neurons that feed neuron i, of one block or of several.
+:math:`m'_i` is the same over the neurons that i feeds, with parameters of its own, and a neuron that nothing feeds has
+no m.  Queries q and a are affine in :math:`\hat n_i`, keys k and c and values v in :math:`\hat n_j` (thesis eqs. 5.5
+and 5.6, where n_i must read n_j), and W is affine.  The score is that of queries :math:`q_i + A \hat e_{ij}` and keys
+:math:`k_j + C \hat e_{ij}` without its term in e alone, with :math:`a_i` and :math:`c_j` freed of the factorisation.
+By linearity no key or value is ever formed per edge, so an edge costs d_e multiplications a head and not d_e d.
+
+Time (and a condition) enter by adaptive layer norm (Peebles and Xie 2023): the norms of nodes are scaled and shifted by
+a linear function of its embedding, which gives the gates g and g' too.
 
 Input and output neurons have a fixed order, so they carry embeddings of their own, and a hidden neuron reads its whole
 weight vector to and from them by a learned projection and writes it back the same way.  Hidden neurons carry no
-embedding: the field is exactly equivariant to their permutations and runs on other hidden widths.  Time enters by
-adaptive layer norm (Peebles and Xie 2023).
+embedding: the field is exactly equivariant to their permutations and runs on other hidden widths.
 """
 
 from __future__ import annotations
@@ -94,10 +99,15 @@ class RelationalTransformer(VectorField):
             x: Points.
             t: Times in [0, 1].
             condition: (B, K) where the field is conditional.
+
+        Raises:
+            ValueError: where a condition is missing, or given to a field that takes none.
         """
+        if (condition is None) != (self.condition is None):
+            raise ValueError("a field with condition > 0 needs a condition for every state, any other field takes none")
         scaled = self._scaled_in(x)
         context = self.time(t)
-        if self.condition is not None and condition is not None:
+        if self.condition is not None:
             context = context + self.condition(condition)
         if self.extra_in is not None:
             context = context + self.extra_in(scaled[:, self.space.dim :])
@@ -139,6 +149,11 @@ class RelationalTransformer(VectorField):
         if self.neuron_embedding:
             raise ValueError("a field with neuron_embedding=True is tied to its widths and cannot be bound to others")
         check_same_ends(self.space, space)
+        if _graph(self.space) != _graph(space):
+            raise ValueError(
+                f"the field was made for blocks and vectors {_graph(self.space)} (places of the groups they join, "
+                f"weights per edge) and cannot be bound to {_graph(space)}"
+            )
 
 
 class NodeEncoder(nn.Module):
@@ -328,10 +343,10 @@ class Attention(nn.Module):
         return messages
 
     def _by_head(self, state: Tensor) -> Tensor:
-        return state.reshape(*state.shape[:2], self.heads, -1).transpose(1, 2)
+        return state.view(*state.shape[:2], self.heads, state.shape[-1] // self.heads).transpose(1, 2)
 
     def _per_head(self, state: Tensor) -> Tensor:
-        return state.reshape(*state.shape[:2], self.heads, -1).transpose(-1, -2)
+        return state.view(*state.shape[:2], self.heads, state.shape[-1] // self.heads).transpose(-1, -2)
 
     def _scores(self, query: Tensor, to_query: Tensor, key: Tensor, to_key: Tensor, edge: Tensor) -> Tensor:
         """(B, h, receivers, senders)."""
@@ -347,6 +362,13 @@ class Attention(nn.Module):
         from_nodes = weights @ self._by_head(value)
         from_edges = pooled.transpose(1, 2) @ self.edge_values
         return (from_nodes + from_edges).transpose(1, 2).flatten(2)
+
+
+def _graph(space: WeightSpace) -> list[tuple[int, ...]]:
+    """What parameters depend on apart from the ends: groups that each tensor joins, and weights per edge."""
+    place = {group.name: i for i, group in enumerate(space.groups)}
+    depths = [tensor.depth if isinstance(tensor, WeightBlock) else 1 for tensor in space.tensors]
+    return [(*(place[n] for n, _ in t.ends), depth) for t, depth in zip(space.tensors, depths, strict=True)]
 
 
 def _zero(head: nn.Module | None) -> None:
