@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wsflow.fields import GaussianField
+from wsflow.fields import Endpoint, GaussianField
 from wsflow.flow import BetaTime, ConstantNoisePath, GeodesicPath, ProbabilityPath
 from wsflow.geometry import Euclidean, Geometry
 
@@ -104,6 +104,24 @@ def test_mean_velocity_at_a_state_is_the_exact_field(t: float, flat: Euclidean, 
     points = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
     exact = field(points, torch.tensor([t], dtype=torch.float64))
     assert torch.allclose(u.mean() + slope * (points - x.mean()), exact, atol=0.03)
+
+
+def test_endpoints_miss_the_marginal_velocity_of_constant_noise_as_the_docstring_says(
+    flat: Euclidean, generator: torch.Generator
+):
+    n, sigma, t = 200_000, 0.4, 0.8
+    x0, x1 = torch.randn(2, n, 2, generator=generator, dtype=torch.float64)
+    times = torch.full((n,), t, dtype=torch.float64)
+    sample = ConstantNoisePath(sigma).sample(x0, x1, times, flat, generator)
+    noise = (sample.x_t - flat.interpolate(x0, x1, times)) / sigma
+    variance = (1 - t) ** 2 + t**2 + sigma**2
+    endpoints, marginal, noises = (  # conditional means of Gaussians: slopes times x_t
+        (sample.x_t * value).mean() / variance * sample.x_t for value in (x1, sample.u_t, noise)
+    )
+    assert torch.allclose(noises, sigma / variance * sample.x_t, atol=0.03)
+    velocity = Endpoint().velocity(endpoints, flat, sample.x_t, times)
+    torch.testing.assert_close(velocity, marginal - sigma * noises / (1 - t), atol=0.05, rtol=0.02)
+    assert (velocity - marginal).abs().max() > 1
 
 
 def test_velocities_of_drawn_times_are_finite_in_float32(

@@ -14,9 +14,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from wsflow.flow.randomness import sample_generator, sample_generators
 from wsflow.geometry import Euclidean, Geometry
 from wsflow.weightspace import GaussianInitializer, Initializer, NetworkInitializer
+from wsflow.weightspace.randomness import sample_generator, sample_generators
 
 
 class NoDensityError(ValueError):

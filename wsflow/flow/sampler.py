@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from wsflow.flow.randomness import fork
 from wsflow.flow.solver import Euler, Solver, VelocityFn, integrate
 from wsflow.geometry import Geometry
+from wsflow.weightspace.randomness import fork
 
 
 class Sampler:

@@ -8,7 +8,8 @@ and descends
 whose gradient in :math:`\theta_b` is that of run b alone.  The last, smaller mini-batch of an epoch is kept.
 
 The start of run r comes from (seed, r), its data order from (seed, r) by another stream: neither depends on which runs
-share a chunk.
+share a chunk.  No two runs of a seed have the same start (:mod:`wsflow.weightspace.randomness`); data orders come from
+generators of 128 bits, all of which the seed sets.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from wsflow.tasks.base import BaseTask
 from wsflow.weightspace import Initializer
+from wsflow.weightspace.randomness import sample_generator
 from wsflow.zoo.optimizer import RunOptimizer
 
 START, ORDER = 0, 1
@@ -40,15 +42,9 @@ class Trajectories(NamedTuple):
     theta: Tensor
 
 
-def run_seed(seed: int, run: int, stream: int) -> np.random.SeedSequence:
-    """Independent randomness for a run: a function of (seed, run, stream) alone."""
-    return np.random.SeedSequence(seed, spawn_key=(stream, run))
-
-
 def run_generator(seed: int, run: int) -> torch.Generator:
-    """The generator of a run's start."""
-    state = run_seed(seed, run, START).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) % 2**63)
+    """The generator of a run's start; no two runs of a seed share one."""
+    return sample_generator(seed, run, purpose=[START])
 
 
 def draw_starts(task: BaseTask, initializer: Initializer, seed: int, runs: Sequence[int]) -> Tensor:
@@ -67,7 +63,8 @@ class DataOrder:
 
     def __init__(self, count: int, seed: int, runs: Sequence[int]) -> None:
         self.count = count
-        self._generators = [np.random.Generator(np.random.PCG64(run_seed(seed, run, ORDER))) for run in runs]
+        seeds = [np.random.SeedSequence(seed, spawn_key=(ORDER, run)) for run in runs]
+        self._generators = [np.random.Generator(np.random.PCG64(one)) for one in seeds]
 
     def epoch(self) -> Tensor:
         """(B, N), the next epoch's permutation of every run."""

@@ -1,16 +1,16 @@
-r"""Random numbers that depend on a seed and a sample's index alone.
+r"""Random numbers that depend on a seed and an index alone.
 
-Every generated network has its own generator, so that the same networks come out however they are batched or spread
-over processes.
+Every generated network and every run of a zoo has its own generator, so that the same networks come out however they
+are batched or spread over processes.
 
 Torch's CPU generator reads the lowest 32 bits of its seed, and a plain hash of (seed, index) to 32 bits gives two of
-100,000 samples the same stream with probability 0.7: the same network twice.  Here the index passes through a
+100,000 indices the same stream with probability 0.7: the same network twice.  Here the index passes through a
 *bijection* of 32-bit numbers that the seed chooses, so that two indices of one seed never meet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -19,19 +19,20 @@ from torch import Tensor
 _MASK = 2**32 - 1
 
 
-def sample_generator(seed: int, index: int) -> torch.Generator:
-    """A CPU generator that depends on (seed, index) alone; different indices give different streams.
+def sample_generator(seed: int, index: int, purpose: Sequence[int] = ()) -> torch.Generator:
+    """A CPU generator that depends on the arguments alone; different indices give different streams.
 
     Args:
         seed: Not negative.
-        index: The sample's index, in [0, 2^32).
+        index: The index of a sample or run, in [0, 2^32).
+        purpose: Tells apart what one seed is used for; each purpose has a bijection of its own.
 
     Raises:
         ValueError: for numbers out of range.
     """
     if seed < 0 or not 0 <= index <= _MASK:
         raise ValueError(f"seed must not be negative and index must lie in [0, 2^32); got {seed} and {index}")
-    before, after = (int(key) for key in np.random.SeedSequence(seed).generate_state(2))
+    before, after = (int(key) for key in np.random.SeedSequence(seed, spawn_key=purpose).generate_state(2))
     return torch.Generator().manual_seed(_mix(index ^ before) ^ after)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wsflow.flow.randomness import _mix, fork, normal_like, sample_generator, sample_generators
+from wsflow.weightspace.randomness import _mix, fork, normal_like, sample_generator, sample_generators
 
 
 def draw(generator: torch.Generator) -> torch.Tensor:
@@ -25,6 +25,16 @@ def test_no_two_of_many_samples_share_a_stream():
     # The CPU generator reads 32 bits: hashed seeds would collide here about 0.3 times on average.
     seeds = {g.initial_seed() & (2**32 - 1) for g in sample_generators(0, range(50_000))}
     assert len(seeds) == 50_000
+
+
+def test_purposes_have_streams_of_their_own():
+    seeds = [
+        {g.initial_seed() for g in (sample_generator(0, i, purpose) for i in range(2000))}
+        for purpose in ((), (0,), (1,), (0, 1))
+    ]
+    assert all(len(one) == 2000 for one in seeds)
+    assert len(set.union(*seeds)) == 8000
+    assert torch.equal(draw(sample_generator(0, 3, [1])), draw(sample_generator(0, 3, (1,))))
 
 
 def test_mixing_is_a_bijection():
