@@ -10,11 +10,8 @@ import torch
 from wsflow.alignment import Aligner, WeightMatching
 from wsflow.weightspace import WeightSpace
 from wsflow.weightspace.symmetry import random_permutations
-from wsflow.zoo import Adam, Collector, Zoo, ZooDataModule, ZooError, split_runs, write_networks
+from wsflow.zoo import Adam, Collector, EverySnapshot, Zoo, ZooDataModule, ZooError, split_runs, write_networks
 from wsflow.zoo import align as align_module
-
-# Lightning 2.6 asks for a class that torch 2.15 deprecated.
-pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")
 
 TRAINER = {
     "accelerator": "cpu",
@@ -116,6 +113,12 @@ def test_an_absent_zoo_without_collector_is_an_error(task, tmp_path):
 def test_a_collector_of_other_settings_is_an_error(task, zoo_path):
     with pytest.raises(ZooError, match=r"holds a zoo of other settings: collector.init_args"):
         make(task, zoo_path, collector=Collector(runs=10, optimizer=Adam(0.1)))
+
+
+@pytest.mark.parametrize("change", [{"memory": "1MiB"}, {"shard_runs": 7}, {"device": "cuda"}], ids=str)
+def test_how_a_zoo_was_cut_does_not_matter(task, zoo_path, change):
+    settings = {"runs": 10, "epochs": 2, "batch_size": 16, "snapshots": EverySnapshot(2), "shard_runs": 4, **change}
+    assert len(make(task, zoo_path, collector=Collector(**settings)).zoo) == 30
 
 
 def test_another_architecture_is_an_error(task, zoo_path):

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
+import time
 
 import pytest
 import safetensors.torch
@@ -9,7 +12,7 @@ import torch
 
 from wsflow.weightspace import WeightSpace, mlp
 from wsflow.zoo import Zoo, ZooError, split_runs, write_networks
-from wsflow.zoo.shards import shard_tensors, write_shard
+from wsflow.zoo.shards import shard_tensors, write_json, write_shard
 
 NETWORK = {"class_path": "wsflow.weightspace.mlp", "init_args": {"widths": [3, 4, 2]}, "output_activation": "softmax"}
 
@@ -219,14 +222,54 @@ def test_a_space_needs_a_description(tmp_path):
         write_networks(tmp_path, torch.ones(1, space.dim), space)
 
 
-def test_leftovers_of_killed_writers_are_removed(space, tmp_path):
-    (tmp_path / ".shard-00000.safetensors.123.tmp").write_text("half")
+def test_leftovers_of_killed_writers_are_removed_and_files_of_other_writers_are_not(space, tmp_path):
+    old, new = tmp_path / ".shard-00000.safetensors.1.tmp", tmp_path / ".zoo.json.2.tmp"
+    for file in (old, new):
+        file.write_text("half")
+    os.utime(old, (time.time() - 7200,) * 2)
     write_networks(tmp_path, torch.ones(1, space.dim), space)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
+        ".zoo.json.2.tmp",
         "shard-00000.json",
         "shard-00000.safetensors",
         "zoo.json",
     ]
+
+
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path, monkeypatch):
+    replace, both = os.replace, threading.Barrier(2)
+
+    def together(source, target):
+        both.wait(timeout=60)  # until both temporary files are written
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", together)
+    failures = []
+
+    def write(value):
+        try:
+            write_json(tmp_path / "zoo.json", value)
+        except OSError as error:
+            failures.append(error)
+
+    writers = [threading.Thread(target=write, args=(value,)) for value in (1, 2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert not failures
+    assert json.loads((tmp_path / "zoo.json").read_text()) in (1, 2)
+    assert [file.name for file in tmp_path.iterdir()] == ["zoo.json"]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        write_json(tmp_path / "zoo.json", 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_moved_zoos_open(written, tmp_path):

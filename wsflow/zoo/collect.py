@@ -1,9 +1,9 @@
 """Collecting a zoo: many runs trained together, shard by shard.
 
 Runs 0 .. R - 1 are cut into shards of ``shard_runs`` runs, and each shard into chunks that fit the memory limit and are
-trained together.  Both cuts follow from the settings alone, so a collection that was killed and started again writes
-the same bytes on the same machine as one that was not.  Runs of another cut see the same starts and the same data in
-the same order; their weights agree to rounding.
+trained together.  Both cuts follow from the settings alone, so a collection that was killed and started again with the
+same settings writes the same bytes on the same machine as one that was not.  Runs of another cut see the same starts
+and the same data in the same order; their weights agree to rounding (:mod:`wsflow.zoo.settings`).
 
 A run whose weights are not finite at any of its snapshots has diverged: it is dropped with all its snapshots, and its
 number stands in the manifest under ``dropped``.
@@ -11,7 +11,6 @@ number stands in the manifest under ``dropped``.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import warnings
@@ -24,10 +23,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from wsflow.description import describe
 from wsflow.tasks.base import BaseTask
-from wsflow.tasks.description import describe
 from wsflow.weightspace import GaussianInitializer, Initializer
 from wsflow.zoo.optimizer import Adam, RunOptimizer
+from wsflow.zoo.settings import MAY_CHANGE, refuse_other_settings
 from wsflow.zoo.shards import ZooError, read_json, read_sidecar, shard_tensors, write_json, write_shard
 from wsflow.zoo.snapshots import FinalSnapshot, SnapshotSchedule
 from wsflow.zoo.train import DataOrder, Trajectories, draw_starts, run_generator, steps_per_epoch, train_runs
@@ -48,9 +48,10 @@ class Collector:
         snapshots: Which points of a run are kept; the last by default.
         initializer: The law of the starts; N(0, 0.1) by default.
         seed: Of starts and data orders.
-        shard_runs: Runs per file, the unit of resuming.
-        memory: What training may take, such as ``2GiB``; it sets how many runs train together.
-        device: Where to train; not part of the zoo's settings.
+        shard_runs: Runs per file, the unit of resuming; it must stay what it was when a collection goes on.
+        memory: What training may take, such as ``2GiB``; it sets how many runs train together, and may change when a
+            collection goes on.
+        device: Where to train; the zoo does not record it.
 
     Raises:
         ValueError: where a number is not positive or the memory cannot be read.
@@ -81,7 +82,7 @@ class Collector:
 
     @property
     def description(self) -> dict[str, Any]:
-        """The settings that decide what the zoo holds, plain data."""
+        """The settings but the device, plain data; not all of them change the zoo (:mod:`wsflow.zoo.settings`)."""
         return describe(self, leave_out=["device"])
 
     @property
@@ -184,10 +185,9 @@ class Collector:
             "space": dict(task.space.description or {}),
             "collector": self.description,
         }
-        settings = json.loads(json.dumps(settings))
         file = path / SETTINGS
         if file.exists():
-            refuse_other_settings(path, read_json(file), settings)
+            refuse_other_settings(path, read_json(file), settings, ignore=MAY_CHANGE)
         elif (path / MANIFEST).exists() or any(path.glob("shard-*")):
             raise ZooError(f"{path} holds networks that 'collect' did not make; give another path")
         else:
@@ -267,21 +267,6 @@ class _OneBatch(DataOrder):
 def _progress(shown: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"))
     return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown)
-
-
-def refuse_other_settings(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise ZooError where a zoo was collected with other settings; the message names the first that differs."""
-    differences = _differences(found, wanted, "")
-    if differences:
-        name, there, here = differences[0]
-        raise ZooError(f"{path} holds a zoo of other settings: {name} is {there} there and {here} here")
-
-
-def _differences(found: Any, wanted: Any, name: str) -> list[tuple[str, Any, Any]]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = sorted(set(found) | set(wanted))
-        return [d for key in keys for d in _differences(found.get(key), wanted.get(key), f"{name}.{key}".strip("."))]
-    return [] if found == wanted else [(name, found, wanted)]
 
 
 def parse_bytes(text: str) -> int:

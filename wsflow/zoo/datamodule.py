@@ -16,8 +16,9 @@ from wsflow.tasks.base import BaseTask
 from wsflow.weightspace import ZooBatch
 from wsflow.weightspace.symmetry import random_permutations
 from wsflow.zoo.align import align_zoo
-from wsflow.zoo.collect import Collector, refuse_other_settings
+from wsflow.zoo.collect import Collector
 from wsflow.zoo.loader import NetworkLoader
+from wsflow.zoo.settings import MAY_DIFFER, refuse_other_settings
 from wsflow.zoo.shards import ZooError
 from wsflow.zoo.store import Zoo, split_runs
 from wsflow.zoo.write import MANIFEST
@@ -36,7 +37,8 @@ class ZooDataModule(LightningDataModule):
     Args:
         task: The base task; it must be the one the zoo was trained on.
         path: The zoo's directory.
-        collector: Collects the zoo where it is absent or incomplete.
+        collector: Collects the zoo where it is absent or incomplete; a zoo that is there must have its settings, but
+            for ``memory``, ``shard_runs`` and ``device``.
         batch_size: Networks per batch and process.
         aligner: Aligns the networks to the first train run; none by default.
         fractions: Of runs in train, validation and test.
@@ -177,13 +179,12 @@ class ZooDataModule(LightningDataModule):
                 f"{self.path} holds weights of another architecture than the base network of task {self.task.name}: "
                 f"{there} there, {here} here"
             )
-        wanted: dict[str, Any] = json.loads(json.dumps({"task": self.task.description}))
-        found = {"task": zoo.manifest["task"]}
-        if self.collector is not None and zoo.manifest.get("collector"):
-            wanted["collector"] = json.loads(json.dumps(self.collector.description))
-            found["collector"] = zoo.manifest["collector"]
-        if zoo.manifest["task"] is not None:
-            refuse_other_settings(Path(self.path), found, wanted)
+        wanted = {
+            "task": self.task.description,
+            "collector": self.collector.description if self.collector is not None else None,
+        }
+        known = {name: value for name, value in wanted.items() if value and zoo.manifest.get(name)}
+        refuse_other_settings(Path(self.path), {name: zoo.manifest[name] for name in known}, known, ignore=MAY_DIFFER)
         zoo.check_finite()
 
     def _permutations(self) -> list[Tensor] | None:

@@ -15,13 +15,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import safetensors.torch
 import torch
 from torch import Tensor
+
+ABANDONED = 3600.0
+"""Seconds after which a temporary file is taken for a killed writer's."""
 
 
 class ZooError(ValueError):
@@ -29,14 +35,28 @@ class ZooError(ValueError):
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is either there in full or not at all, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write a file so that it is either there in full or not at all, also after a crash.
+
+    Processes may write one file at the same time: each has a temporary file of its own, and the last one stays.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     _sync(path.parent)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove the temporary files of killed writers: those that nobody has touched for an hour."""
+    for temporary in directory.glob(".*.tmp"):
+        with suppress(FileNotFoundError):
+            if time.time() - temporary.stat().st_mtime > ABANDONED:
+                temporary.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wsflow.tasks.base import BaseTask
 from wsflow.weightspace import WeightSpace
-from wsflow.zoo.shards import ZooError, shard_tensors, write_json, write_shard
+from wsflow.zoo.shards import ZooError, remove_leftovers, shard_tensors, write_json, write_shard
 
 FORMAT = "wsflow-zoo"
 VERSION = 1
@@ -39,7 +39,7 @@ def write_manifest(
     collector: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the manifest that completes a zoo, and remove what killed writers left behind.
+    """Write the manifest that completes a zoo, and remove what writers killed long ago left behind.
 
     Args:
         path: The zoo's directory, which holds the shards.
@@ -74,8 +74,7 @@ def write_manifest(
         "shards": listed,
     }
     write_json(path / MANIFEST, manifest)
-    for leftover in path.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    remove_leftovers(path)
 
 
 def write_networks(
