@@ -235,6 +235,28 @@ def test_a_selected_part_keeps_its_function(select):
     torch.testing.assert_close(space.forward(decoded, inputs(space)), space.forward(theta, inputs(space)))
 
 
+@pytest.mark.parametrize("cls", [Geometric, Normalized])
+def test_a_frozen_bias_needs_the_scale_of_the_last_layer(cls):
+    space = WeightSpace.from_module(mlp([5, 4, 3, 2]).double(), select=r"3\.bias|5\.weight")
+    with pytest.raises(ValueError, match=r"'5\.bias' is frozen.*keep_scale=True"):
+        cls(space, keep_scale=False)
+    theta = draw(space)
+    decoded = cls(space).decode(cls(space).encode(theta))
+    torch.testing.assert_close(space.forward(decoded, inputs(space)), space.forward(theta, inputs(space)))
+
+
+@pytest.mark.parametrize("select", [r"5\..*", r"3\.bias", r"5\.bias"], ids=["both", "hidden", "bias"])
+def test_a_frozen_part_elsewhere_keeps_the_labels(select):
+    space = WeightSpace.from_module(mlp([5, 4, 3, 2]).double(), select=select)
+    theta = draw(space)
+    geometry = Geometric(space, keep_scale=False)
+    before, after = (
+        space.forward(theta, inputs(space)),
+        space.forward(geometry.decode(geometry.encode(theta)), inputs(space)),
+    )
+    assert torch.equal(after.argmax(-1), before.argmax(-1))
+
+
 def branched():
     """Two branches, one with a kernel, that meet in one group: several incoming blocks, depth, two biases."""
     groups = (

@@ -212,3 +212,13 @@ def test_geometric_spheres_are_the_neurons_and_the_last_layer():
     assert geometry.factors == (*neurons, "output", "1.bias", "3.bias", "5.bias", "log_scale")
     assert geometry.form.product.shapes == ((4, 5), (3, 4), (1, 6))
     assert GEOMETRIES["geometric-regression"].factors == (*neurons[:4], "1.bias", "3.weight", "3.bias")
+
+
+def test_distances_of_nan_are_nan(geometry, dtype, generator):
+    x, y = points(geometry, 2, generator, dtype), points(geometry, 3, generator, dtype)
+    for coordinate in range(geometry.dim):
+        wrong = x.clone()
+        wrong[1, coordinate] = math.nan
+        assert geometry.distance(wrong, y[:2]).isnan().tolist() == [False, True]
+        assert geometry.pairwise_distance(wrong, y).isnan().tolist() == [[False] * 3, [True] * 3]
+        assert geometry.pairwise_distance(y, wrong).isnan().tolist() == [[False, True]] * 3

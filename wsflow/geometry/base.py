@@ -152,8 +152,8 @@ class Geometry(nn.Module, ABC):
 
 
 def safe_sqrt(square: Tensor) -> Tensor:
-    """The root, with gradient zero at zero."""
-    positive = square > 0
+    """The root, with gradient zero at zero; NaN stays NaN."""
+    positive = ~(square <= 0)
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
 
 

@@ -10,7 +10,8 @@ does not.  Two ways lead back:
 
 - ``keep_scale``: :math:`\log s` is one more coordinate, in the last place; ``decode`` multiplies by :math:`s`, and
   nothing is lost;
-- otherwise ``decode`` multiplies by the thesis's radius :math:`\sqrt C`, C the number of classes.
+- otherwise ``decode`` multiplies by the thesis's radius :math:`\sqrt C`, C the number of classes.  That keeps labels
+  only if the bias is scaled too; where ``select`` froze it, the space is refused.
 
 The last layer of any other network stays as it is.
 
@@ -49,7 +50,8 @@ class CanonicalForm(nn.Module):
         factors: Name and coordinates of each sphere, of the Euclidean rest of each tensor, and of the log-scale.
 
     Raises:
-        ValueError: where a group to be normalised carries norm layers, or takes weights from a later one.
+        ValueError: where a group to be normalised carries norm layers, or takes weights from a later one, and where
+            the scale of a last layer with a frozen bias is not to be kept.
     """
 
     _weight: Tensor
@@ -64,6 +66,8 @@ class CanonicalForm(nn.Module):
         self._groups = nn.ModuleList(_HiddenGroup(space, group) for group in chosen)
         self._has_last = output.activation == "softmax" and _fan_in(space, output) * output.size > 1
         self._keeps = self._has_last and keep_scale
+        if self._has_last and not keep_scale:
+            _refuse_frozen_bias(space, output)
         self._radius = float(output.size) ** 0.5
         weight = space.incoming(output.name).flatten() if self._has_last else torch.empty(0, dtype=torch.long)
         self.register_buffer("_weight", weight, persistent=False)
@@ -176,6 +180,18 @@ def _check(space: WeightSpace, chosen: list[NeuronGroup]) -> None:
             raise ValueError(
                 f"{block.name!r} leads from group {block.source!r} back to {block.target!r}: "
                 "networks with residual connections have no canonical form here; use the Euclidean geometry"
+            )
+
+
+def _refuse_frozen_bias(space: WeightSpace, output: NeuronGroup) -> None:
+    """Refuse a last layer whose weights would be rescaled and whose bias, which is no coordinate, would not."""
+    weights = [block.name for block in space.blocks if block.target == output.name]
+    biases = {weight.removesuffix("weight") + "bias" for weight in weights}
+    for name, _ in space.template.named_parameters():
+        if name in biases - space.names:
+            raise ValueError(
+                f"{name!r} is frozen, so that the scale of the last layer decides over labels: keep_scale=False would "
+                "change them; use keep_scale=True, or select the bias too"
             )
 
 
