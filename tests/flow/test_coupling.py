@@ -26,7 +26,7 @@ from wsflow.weightspace.symmetry import random_permutations
 COUPLINGS = {
     "independent": IndependentCoupling(),
     "optimal_transport": OptimalTransportCoupling(),
-    "aligned": AlignedOptimalTransportCoupling(WeightMatching()),
+    "aligned": AlignedOptimalTransportCoupling(),
     "trajectory": TrajectoryCoupling(),
 }
 OPTIMAL = ("optimal_transport", "aligned")
@@ -165,3 +165,8 @@ def test_optimal_transport_works_in_float32(batch: ZooBatch, geometry: Geometry,
     x0 = GaussianPrior().sample(5, geometry, generator)
     a, b = OptimalTransportCoupling()(batch._replace(x1=batch.x1.float()), x0, geometry)
     assert a.dtype == b.dtype == torch.float32
+
+
+def test_neurons_are_matched_in_three_sweeps_by_default():
+    aligner = AlignedOptimalTransportCoupling().aligner
+    assert aligner.description() == WeightMatching(iterations=3).description()

@@ -7,13 +7,17 @@ order of the batch, so that labels stay with their networks; couplings choose :m
 n and n points of equal mass a least plan is a permutation.
 
 *Aligned optimal transport* first matches, for every pair (i, j), the neurons of :math:`x_0^i` to those of
-:math:`x_1^j`,
+:math:`x_1^j` by permutations :math:`\pi_{ij}`, assigns by the costs
 
-.. math:: C_{ij} = \min_\pi d(\pi x_0^i, x_1^j)^2 ,
+.. math:: C_{ij} = d(\pi_{ij} x_0^i, x_1^j)^2 ,
 
-assigns, and returns the matched states :math:`\pi_{ij} x_0^i`.  These are no draws of :math:`p_0`: their neurons are in
-the order of the trained network's.  That is harmless for a field that is equivariant to permutations of hidden neurons
-and a prior that treats neurons alike, and biased otherwise.
+and returns the matched states :math:`\pi_{ij} x_0^i`.  The plan is optimal for these costs, but the costs are not the
+least over all permutations: an aligner such as weight matching finds a local optimum, and of the distance between the
+decoded weights, which need not be that of the geometry.
+
+Matched states are no draws of :math:`p_0`: their neurons are in the order of the trained network's.  That is harmless
+for a field that is equivariant to permutations of hidden neurons and a prior that treats neurons alike, and biased
+otherwise.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsflow.alignment import Aligner
+from wsflow.alignment import Aligner, WeightMatching
 from wsflow.geometry import Geometry
 from wsflow.weightspace import WeightSpace, ZooBatch
 
@@ -91,17 +95,18 @@ class AlignedOptimalTransportCoupling(Coupling):
     Needs an equivariant field (see the module's text).  Costs B * B alignments per batch.
 
     Args:
-        aligner: How neurons are matched.
+        aligner: How neurons are matched; by default ``WeightMatching(iterations=3)``, of few sweeps for the sake of
+            time.
     """
 
-    def __init__(self, aligner: Aligner) -> None:
-        self.aligner = aligner
+    def __init__(self, aligner: Aligner | None = None) -> None:
+        self.aligner = aligner if aligner is not None else WeightMatching(iterations=3)
 
     @torch.no_grad()
     def __call__(
         self, batch: ZooBatch, x0: Tensor, geometry: Geometry, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The best assignment after matching, and the matched x0."""
+        """The best assignment of the matched x0."""
         _refuse_labels(batch)
         x1 = geometry.encode(batch.x1)
         _check_finite(x0, x1)
