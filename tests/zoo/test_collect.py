@@ -160,6 +160,16 @@ def test_a_damaged_shard_is_collected_again(task, collector, zoo_path, tmp_path)
     assert contents(zoo_path) == whole
 
 
+def test_a_shard_collected_again_with_other_rounding_is_the_manifests(task, collector, zoo_path, monkeypatch):
+    original, shard = module.draw_starts, zoo_path / "shard-00001.safetensors"
+    before = shard.read_bytes()
+    shard.write_bytes(before[:-8])
+    monkeypatch.setattr(module, "draw_starts", lambda *arguments: original(*arguments) * (1 + 1e-6))
+    assert collector.collect(task, zoo_path, progress=False)
+    assert shard.read_bytes() != before
+    Zoo.open(zoo_path).verify()
+
+
 def test_networks_of_other_origin_are_not_overwritten(task, collector, zoo_path):
     (zoo_path / "settings.json").unlink()
     with pytest.raises(ZooError, match="'collect' did not make"):

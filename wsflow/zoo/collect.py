@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -112,15 +113,14 @@ class Collector:
         path = Path(path)
         self._claim(task, path)
         mine = [i for i in range(self.shards) if i % share[1] == share[0] and read_sidecar(path, i) is None]
-        chunks = [chunk for i in mine for chunk in self._chunks(task, i)]
         with _progress(progress) as bar:
-            bar.add_task("collect", total=len(chunks) * self.epochs)
+            bar.add_task("collect", total=self.epochs * sum(len(self._chunks(task, index)) for index in mine))
             for index in mine:
                 self._collect_shard(task, path, index, bar)
         sidecars = [read_sidecar(path, index) for index in range(self.shards)]
         finished = [sidecar for sidecar in sidecars if sidecar is not None]
         complete = len(finished) == len(sidecars)
-        if complete and not (path / MANIFEST).exists():
+        if complete and (mine or not (path / MANIFEST).exists()):
             write_manifest(path, task.space, finished, task=task, collector=self.description)
         return complete
 
@@ -134,14 +134,11 @@ class Collector:
         Returns:
             ``seconds``, ``memory_bytes``, ``disk_bytes``, ``shards``, ``chunk_runs`` and ``steps`` per run.
         """
-        dim, size = task.space.dim, self.chunk_runs(task)
-        kept, total = 1, 0
-        seconds = 0.0
+        dim, size, total, seconds = task.space.dim, self.chunk_runs(task), 0, 0.0
         if task.has_data:
-            each = steps_per_epoch(task, self.batch_size)
-            kept, total = len(self.snapshots.steps(each, self.epochs)), each * self.epochs
+            total = steps_per_epoch(task, self.batch_size) * self.epochs
             seconds = self._time_epoch(task, size, steps) * self.epochs * self.runs / size
-        networks = 4.0 * dim * kept
+        networks = 4.0 * dim * len(self._steps(task))
         return {
             "seconds": seconds,
             "memory_bytes": size * self._bytes_per_run(task) + 3 * networks * min(self.runs, self.shard_runs),
@@ -216,15 +213,13 @@ class Collector:
             return Trajectories(drawn, drawn[:, None])
         start = draw_starts(task, self.initializer, self.seed, runs)
         order = DataOrder(len(task.data("train")[0]), self.seed, runs)
-        steps = self._steps(task)
-
-        def on_epoch() -> None:
-            bar.advance(bar.task_ids[0])
-
-        size = self.batch_size
-        return train_runs(task, start, order, self.optimizer, self.epochs, size, steps, self.device, on_epoch)
+        steps, on_epoch = self._steps(task), partial(bar.advance, bar.task_ids[0])
+        return train_runs(
+            task, start, order, self.optimizer, self.epochs, self.batch_size, steps, self.device, on_epoch
+        )
 
     def _steps(self, task: BaseTask) -> list[int]:
+        """The steps at which snapshots are taken; 0 for a network that is drawn."""
         if not task.has_data:
             return [0]
         steps = self.snapshots.steps(steps_per_epoch(task, self.batch_size), self.epochs)

@@ -133,9 +133,8 @@ class ZooDataModule(LightningDataModule):
         """
         if split not in self.runs:
             raise ValueError(f"unknown split {split!r}; splits are {', '.join(self.runs)}")
-        rows = (
-            self.zoo.final() if (self.final_only if final_only is None else final_only) else torch.arange(len(self.zoo))
-        )
+        final = self.final_only if final_only is None else final_only
+        rows = self.zoo.final() if final else torch.arange(len(self.zoo))
         return rows[torch.isin(self.zoo.run[rows], self.runs[split])]
 
     def networks(self, split: str) -> ZooBatch:
