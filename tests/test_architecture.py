@@ -23,10 +23,10 @@ ROOMS: dict[str, set[str]] = {
     "alignment": {"weightspace"},
     "flow": {"weightspace", "geometry", "alignment"},  # alignment: the permutation-aware coupling
     "fields": {"weightspace", "geometry"},
-    "tasks": {"weightspace"},
-    "zoo": {"weightspace", "alignment", "tasks"},
-    "metrics": {"weightspace", "geometry", "alignment", "tasks"},
     "description": set(),
+    "tasks": {"weightspace", "description"},
+    "zoo": {"weightspace", "alignment", "tasks", "description"},
+    "metrics": {"weightspace", "geometry", "alignment", "tasks"},
     "schedule": set(),
     "optim": set(),
     "module": {*MATHEMATICS, "description", "schedule"},

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader
 
 import wsflow
 from wsflow.alignment import WeightMatching
-from wsflow.description import DescriptionError
-from wsflow.description import describe as plain
+from wsflow.description import DescriptionError, plain
 from wsflow.fields import Endpoint, MLPField, Parametrization
 from wsflow.fields.relational_transformer import RelationalTransformer
 from wsflow.flow import (
@@ -140,7 +139,7 @@ class Sealed(Parametrization):
 def test_a_module_without_description_says_so_when_it_is_loaded(tmp_path):
     module = FlowMatchingModule(SPACE, field=FIELD, parametrization=Sealed(1.0))
     trainer(tmp_path).fit(module, datamodule=Networks())
-    with pytest.raises(ValueError, match="Sealed does not keep its argument 'factor'"):
+    with pytest.raises(ValueError, match="Sealed must keep its init argument 'factor'"):
         wsflow.load(tmp_path / "flow.ckpt")
     with pytest.raises(ValueError, match="give load_from_checkpoint the arguments again"):
         FlowMatchingModule.load_from_checkpoint(tmp_path / "flow.ckpt")

@@ -13,7 +13,7 @@ to t = 1 and decodes.
 exactly.
 
 *Checkpoints* hold plain data: the configuration as the command line parsed it or, for a module built in Python, as
-:func:`wsflow.description.describe` gives it.  ``FlowMatchingModule.load_from_checkpoint(path)`` needs no data.
+:mod:`wsflow.description` gives it.  ``FlowMatchingModule.load_from_checkpoint(path)`` needs no data.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from wsflow.description import DescriptionError, describe
+from wsflow.description import DescriptionError, plain
 from wsflow.fields import Parametrization, RelationalTransformer, VectorField, Velocity
 from wsflow.flow import (
     BetaTime,
@@ -240,7 +240,7 @@ class FlowMatchingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the data module's arguments, the loader's place, and by fingerprint the starts a prior was given."""
         with contextlib.suppress(DescriptionError):  # a data module that cannot be described is named at evaluation
-            checkpoint["data"] = describe(getattr(self._trainer, "datamodule", None))
+            checkpoint["data"] = plain(getattr(self._trainer, "datamodule", None))
         loader: Any = self.trainer.train_dataloader
         if hasattr(loader, "state_dict"):
             checkpoint["train_loader"] = loader.state_dict()
@@ -327,7 +327,7 @@ class FlowMatchingModule(LightningModule):
         given = {name: value for name, value in self.hparams.items() if value is not parameters[name].default}
         self.hparams.clear()
         try:
-            self.hparams.update({name: describe(value) for name, value in given.items()}, _instantiator=INSTANTIATOR)
+            self.hparams.update({name: plain(value) for name, value in given.items()}, _instantiator=INSTANTIATOR)
         except DescriptionError as error:
             # Such a module trains and samples; its checkpoint has to be told the arguments again.
             self.hparams.update(space=given["space"], undescribed=str(error))

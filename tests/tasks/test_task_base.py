@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from wsflow.description import build, describe
 from wsflow.tasks import SPLITS, BaseTask, BreastCancer, ClassificationTask, Diabetes, Digits, Gaussians
-from wsflow.tasks.description import build, describe
 from wsflow.weightspace import NetworkInitializer
 
 TASKS = {"breast_cancer": BreastCancer, "diabetes": Diabetes, "digits": Digits}
@@ -30,6 +30,13 @@ class Planted(ClassificationTask):
         labels = torch.arange(self.count) % 3
         inputs = torch.randn(self.count, 4, generator=generator) + 2 * F.one_hot(labels, 4)
         return {"train": (inputs[:30], labels[:30]), "val": (inputs[30:37], labels[30:37]), "test": (inputs, labels)}
+
+
+class Holder:
+    """Something that holds a task."""
+
+    def __init__(self, part: BaseTask) -> None:
+        self.part = part
 
 
 def networks(task: BaseTask, n: int) -> Tensor:
@@ -205,14 +212,7 @@ def test_describe_asks_for_attributes():
 
 
 def test_nested_objects_are_described_and_built():
-    from wsflow.zoo import EverySnapshot
-
-    class Holder:
-        def __init__(self, snapshots: EverySnapshot) -> None:
-            self.snapshots = snapshots
-
-    inner = describe(Holder(EverySnapshot(3)))["init_args"]["snapshots"]
-    assert build(inner).interval == 3
+    assert build(describe(Holder(Digits([64, 3, 10])))).part.widths == [64, 3, 10]
 
 
 def test_unknown_split_is_refused():

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from wsflow.api import load
 from wsflow.commands.run import read_timing, record_timing, run_folder
+from wsflow.description import build
 from wsflow.flow import Sampler, Solver
 from wsflow.geometry import Euclidean, Geometry
 from wsflow.metrics import (
@@ -30,7 +31,6 @@ from wsflow.metrics import (
     render,
     render_text,
 )
-from wsflow.tasks.description import build
 from wsflow.weightspace import WeightSpace
 from wsflow.zoo import Collector, Zoo, ZooDataModule, ZooError
 from wsflow.zoo.train import DataOrder, steps_per_epoch, train_runs

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from wsflow.api import Flow, load
 from wsflow.callbacks import SampleWriter
 from wsflow.commands.run import record_timing, run_folder
-from wsflow.description import describe
+from wsflow.description import plain
 from wsflow.flow import Sampler, Solver, StartsPrior
 from wsflow.module import fingerprints
 from wsflow.zoo import Zoo
@@ -62,7 +62,7 @@ def predict(
     folder = Path(out) if out is not None else run / "samples"
     extra = {
         "checkpoint": str(ckpt_path),
-        "sampling": {"seed": seed, "steps": steps, "solver": describe(module.sampler.solver), "noise": noise},
+        "sampling": {"seed": seed, "steps": steps, "solver": plain(module.sampler.solver), "noise": noise},
         "geometry": module.hparams.get("geometry"),
         "data": flow.data,
     }

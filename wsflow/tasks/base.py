@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from wsflow.tasks.description import build, describe
+from wsflow.description import build, describe
 from wsflow.weightspace import Objective, WeightSpace
 
 SPLITS = ("train", "val", "test")
