@@ -45,7 +45,7 @@ from wsflow import (
     weightspace,
 )
 from wsflow.api import read_checkpoint
-from wsflow.commands.run import read_timing, record_timing
+from wsflow.commands.run import read_timing, record_timing, shown
 from wsflow.module import FlowMatchingModule
 from wsflow.zoo import ZooDataModule, parse_share, share_from_environment
 from wsflow.zoo import commands as zoo_commands
@@ -142,10 +142,13 @@ class WsflowCLI(LightningCLI):
         self._begin = time.perf_counter()
 
     def after_fit(self) -> None:
-        """Write down how long training took, with what it took before it was resumed."""
+        """Write down how long training took, with what it took before it was resumed, and say what comes next."""
         if self.trainer.is_global_zero and not self._fast:
             before = read_timing(self.trainer.default_root_dir).get("fit", 0.0) if self._ckpt_path else 0.0
             record_timing(self.trainer.default_root_dir, fit=before + time.perf_counter() - self._begin)
+            checkpoint = Path(self.trainer.default_root_dir, "checkpoints", "last.ckpt")
+            if checkpoint.exists():
+                print(f"next: wsflow predict --ckpt_path {shown(checkpoint)}")
 
     @property
     def _fast(self) -> bool:
@@ -312,6 +315,7 @@ def _quieten() -> None:
         r".*does not have many workers.*",  # networks lie in memory, workers would only copy them
         r"Checkpoint directory .* exists and is not empty",  # before_fit refuses what this warns of
         r"The dirpath has changed",  # a run's folder is the config's business
+        r".*there is no last checkpoint available",  # --ckpt_path last: go on if there is something to go on from
         r".*`torch.jit.script` is deprecated.*",  # torch-geometric scripts functions when imported
     ):
         warnings.filterwarnings("ignore", message)

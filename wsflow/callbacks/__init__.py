@@ -2,6 +2,6 @@
 
 from wsflow.callbacks.ema import EMA
 from wsflow.callbacks.generation import GenerationCallback
-from wsflow.callbacks.writer import SampleWriter
+from wsflow.callbacks.writer import SampleWriter, device_name
 
-__all__ = ["EMA", "GenerationCallback", "SampleWriter"]
+__all__ = ["EMA", "GenerationCallback", "SampleWriter", "device_name"]

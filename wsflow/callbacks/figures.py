@@ -5,8 +5,10 @@ Each function returns a matplotlib Figure of its own, outside pyplot: no window 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -79,6 +81,42 @@ def principal_components(report: Report) -> Figure:
     return _plain(figure)
 
 
+def weight_means(samples: Mapping[str, Tensor], mean: float = 1.0, std: float = 1.0) -> Figure:
+    """Histograms of each network's mean weight, with the law that independent N(mean, std^2) weights would have.
+
+    Means of D such weights are N(mean, std^2 / D); the thesis's Figure 7.1 for its Gaussian task.
+
+    Args:
+        samples: Networks (n, D) by the name they have in the legend.
+        mean: Of every weight under the target law.
+        std: Of every weight under the target law.
+
+    Raises:
+        ValueError: for no samples, or samples of different weight spaces.
+    """
+    dims = {theta.shape[1] for theta in samples.values()}
+    if len(dims) != 1 or not all(len(theta) for theta in samples.values()):
+        raise ValueError(f"mean weights need networks of one weight space, got {_shapes(samples)}")
+    means = {name: _array(theta).mean(axis=1) for name, theta in samples.items()}
+    spread = std / dims.pop() ** 0.5
+    lowest, highest = (f([mean, *(f(x) for x in means.values())]) for f in (min, max))
+    edges = np.linspace(min(lowest, mean - 4 * spread), max(highest, mean + 4 * spread), 61)
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    colors = [GENERATED, HELDOUT, *mpl.color_sequences["Dark2"]]
+    for (name, x), color in zip(means.items(), colors, strict=False):
+        legend = f"{name} ({len(x)}), {x.mean():.4f} ± {x.std():.4f}"
+        axes.hist(x, edges.tolist(), density=True, alpha=0.35, color=color, label=legend)
+        axes.hist(x, edges.tolist(), density=True, histtype="step", color=color, linewidth=1.2)
+    at = np.linspace(edges[0], edges[-1], 400)
+    law = np.exp(-(((at - mean) / spread) ** 2) / 2) / (spread * np.sqrt(2 * np.pi))
+    axes.plot(at, law, color="black", linewidth=1.2, linestyle="--", label=f"target, {mean:.4f} ± {spread:.4f}")
+    axes.set_xlabel("mean of a network's weights")
+    axes.set_ylabel("density")
+    axes.legend(frameon=False, fontsize=9)
+    return _plain(figure)
+
+
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure (the suffix says in what format); folders are made."""
     path = Path(path)
@@ -125,6 +163,10 @@ def _bins(values: Numbers) -> Numbers:
     if count <= 40:
         return np.asarray(distinct[0] + gap * (np.arange(count + 1) - 0.5))
     return np.linspace(values.min(), values.max(), 25)
+
+
+def _shapes(samples: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(theta.shape) for name, theta in samples.items()}
 
 
 def _plain(figure: Figure) -> Figure:

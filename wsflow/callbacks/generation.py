@@ -16,6 +16,14 @@ from wsflow.flow import Prior, Sampler, StartsPrior
 from wsflow.metrics import Evaluation, EvaluationMetric
 from wsflow.module import FlowMatchingModule
 
+UNTOLD = (
+    "timing.",
+    "samples.dispersion.",
+    "samples.ensemble_size",
+    *(f"heldout.{name}" for name in ("nn_ratio.", "z_u", "dispersion", "ensemble_size")),
+)
+"""Beginnings of keys that are not logged: held-out runs are their own measure, so that these never change."""
+
 
 class GenerationCallback(Callback):
     """Generates networks after validation and logs how good, new and diverse they are, as ``samples/...``.
@@ -56,7 +64,7 @@ class GenerationCallback(Callback):
         )
         values = metric.compute()
         metric.reset()
-        shown = {k: v for k, v in values.items() if not k.startswith(("timing.", "samples.dispersion."))}
+        shown = {key: value for key, value in values.items() if not key.startswith(UNTOLD)}
         pl_module.log_dict({key.replace(".", "/", 1): value for key, value in shown.items()}, sync_dist=True)
 
     @staticmethod

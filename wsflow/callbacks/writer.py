@@ -3,7 +3,7 @@
 Every process writes the networks of each of its batches to a hidden folder beside the target.  When all have arrived,
 the first process puts them in order of their sample index, writes them in the zoo's format and renames the result: the
 target is complete or absent, and the same for one process and for eight.  The manifest also holds
-``seconds_per_network``, summed over processes.
+``seconds_per_network``, summed over processes, and ``device``, what these are seconds of.
 """
 
 from __future__ import annotations
@@ -92,9 +92,19 @@ class SampleWriter(BasePredictionWriter):
         order = index.argsort()
         theta = torch.cat([part["theta"] for part in parts])[order]
         folder = self.parts / "complete"
-        extra = {**self.extra, "seconds_per_network": seconds / len(index)}
+        cost = {"seconds_per_network": seconds / len(index), "device": device_name(pl_module.device)}
+        extra = {**self.extra, **cost}
         write_networks(folder, theta, pl_module.space, run=index[order], extra=extra)
         if self.path.exists():
             os.replace(self.path, self.parts / "replaced")
         os.replace(folder, self.path)
         shutil.rmtree(self.parts)
+
+
+def device_name(device: str | torch.device) -> str:
+    """What a time was taken on, such as ``cpu, 2 threads``."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        return f"cpu, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{device.type}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type

@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
 from wsflow.api import load
+from wsflow.callbacks import device_name
+from wsflow.commands.equal_cost import equal_cost, fresh_starts, recorded_collector
+from wsflow.commands.predict import sampling_prior
 from wsflow.commands.run import read_timing, record_timing, run_folder
-from wsflow.description import build
+from wsflow.description import build, named
 from wsflow.flow import Sampler, Solver
 from wsflow.geometry import Euclidean, Geometry
 from wsflow.metrics import (
     AverageBaseline,
     Baseline,
     DisplacementBaseline,
-    EqualCostBaseline,
     Evaluation,
     GaussianBaseline,
     NoiseBaseline,
@@ -32,10 +32,9 @@ from wsflow.metrics import (
     render_text,
 )
 from wsflow.weightspace import WeightSpace
-from wsflow.zoo import Collector, Zoo, ZooDataModule, ZooError
-from wsflow.zoo.train import DataOrder, steps_per_epoch, train_runs
+from wsflow.zoo import Zoo, ZooDataModule, ZooError
 
-TABLE_WIDTH = 150
+TABLE_WIDTH = 120
 
 
 class Networks(NamedTuple):
@@ -47,6 +46,7 @@ class Networks(NamedTuple):
         geometry: Of the flow that generated them.
         data: How the data module of its training was made; None where that is not known.
         seconds: What one network cost; None where that is not known.
+        device: What these are seconds of; None where that is not known.
         folder: Where their report and timing lie.
     """
 
@@ -55,6 +55,7 @@ class Networks(NamedTuple):
     geometry: Geometry
     data: Mapping[str, Any] | None
     seconds: float | None
+    device: str | None
     folder: Path
 
 
@@ -70,6 +71,7 @@ def evaluate(
     steps: int = 16,
     solver: Solver | None = None,
     noise: float = 0.0,
+    starts: str | None = None,
     split_seed: int | None = None,
     fractions: Sequence[float] | None = None,
     baselines: bool = True,
@@ -88,6 +90,7 @@ def evaluate(
         steps: Solver steps, with a checkpoint.
         solver: Euler by default, with a checkpoint.
         noise: Noise before every step, with a checkpoint.
+        starts: A zoo of runs to start from, with a checkpoint whose prior is StartsPrior, as for predict.
         split_seed: Of the split of the zoo's runs; as in training by default.
         fractions: Of runs in train, validation and test; as in training by default.
         baselines: Whether baselines are evaluated too.
@@ -101,40 +104,46 @@ def evaluate(
         raise ValueError(f"n must be at least 2, got {n}")
     begin = time.perf_counter()
     if ckpt_path is not None:
-        networks = _generated(ckpt_path, n, seed, Sampler(solver, steps, noise))
+        networks = _generated(ckpt_path, n, seed, Sampler(solver, steps, noise), starts)
     else:
         networks = _stored(Path(samples or ""), n)
     data = _data(networks, zoo, split_seed, fractions)
     report = _report(networks, data, split, baselines, seed)
     file = Path(out) if out is not None else networks.folder / "report.json"
-    _figures(report, Path(figures) if figures is not None else file.parent / "figures")
+    pictures = Path(figures) if figures is not None else file.parent / "figures"
+    drawn = _figures(report, pictures)
     record_timing(networks.folder, evaluate=time.perf_counter() - begin)
     values = report.values | {f"timing.{name}": value for name, value in read_timing(networks.folder).items()}
     origin = {"samples": samples, "ckpt_path": ckpt_path, "zoo": data.path, "split": split, "n": len(networks.theta)}
+    cost = _cost(networks, data)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"origin": origin, **values}, indent=2) + "\n")
+    file.write_text(json.dumps({"origin": origin, **values, **cost}, indent=2) + "\n")
     console = Console()
     if console.width < TABLE_WIDTH:
         print(render_text(values, TABLE_WIDTH))
     else:
         console.print(render(values))
-    print(f"report in {file}")
+    if networks.seconds is not None:
+        print(_cost_in_words(cost, "baselines.equal_cost.accuracy" in values or "baselines.equal_cost.mse" in values))
+    print(f"report in {file}" + (f", figures in {pictures}" if drawn else ""))
 
 
-def _generated(ckpt_path: str, n: int, seed: int, sampler: Sampler) -> Networks:
-    flow, begin = load(ckpt_path), time.perf_counter()
-    theta = flow.sample(n, seed, sampler)
+def _generated(ckpt_path: str, n: int, seed: int, sampler: Sampler, starts: str | None) -> Networks:
+    flow = load(ckpt_path)
+    prior, begin = sampling_prior(flow, starts), time.perf_counter()
+    theta = flow.sample(n, seed, sampler, prior=prior)
     seconds = (time.perf_counter() - begin) / n
-    return Networks(theta, flow.weight_space, flow.module.geometry, flow.data, seconds, run_folder(ckpt_path))
+    device, folder = device_name(flow.module.device), run_folder(ckpt_path)
+    return Networks(theta, flow.weight_space, flow.module.geometry, flow.data, seconds, device, folder)
 
 
 def _stored(path: Path, n: int) -> Networks:
     zoo = Zoo.open(path)
     manifest = zoo.manifest
     geometry = rebuild_geometry(manifest.get("geometry"), zoo.space)
-    data, seconds = manifest.get("data"), manifest.get("seconds_per_network")
+    data, seconds, device = (manifest.get(name) for name in ("data", "seconds_per_network", "device"))
     rows = zoo.rows(zoo.final().sort().values[:n])
-    return Networks(rows, zoo.space, geometry, data, seconds, path.resolve().parent)
+    return Networks(rows, zoo.space, geometry, data, seconds, device, path.resolve().parent)
 
 
 def rebuild_geometry(description: Mapping[str, Any] | None, space: WeightSpace) -> Geometry:
@@ -145,11 +154,7 @@ def rebuild_geometry(description: Mapping[str, Any] | None, space: WeightSpace) 
     """
     if description is None:
         return Euclidean(space)
-    module, _, name = description["class_path"].rpartition(".")
-    try:
-        kind = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"geometry {description['class_path']} cannot be imported: {error}") from error
+    kind = named(description["class_path"])
     if not (isinstance(kind, type) and issubclass(kind, Geometry)):
         raise ValueError(f"{description['class_path']} is no geometry")
     return kind(space, **(description.get("init_args") or {}))
@@ -158,7 +163,7 @@ def rebuild_geometry(description: Mapping[str, Any] | None, space: WeightSpace) 
 def _data(
     networks: Networks, zoo: str | None, split_seed: int | None, fractions: Sequence[float] | None
 ) -> ZooDataModule:
-    """The data module of training, or a plain one on the given zoo."""
+    """The data module of training, or a plain one on the given zoo; its collector is the one that made the zoo."""
     if networks.data is not None:
         data = build(networks.data)
         if not isinstance(data, ZooDataModule):
@@ -172,6 +177,8 @@ def _data(
         data = ZooDataModule(task, zoo)
     else:
         raise ValueError("nothing says which zoo the networks belong to; give it by --zoo")
+    if data.collector is None:
+        data.collector = recorded_collector(Zoo.open(data.path).manifest)
     data.split_seed = data.split_seed if split_seed is None else split_seed
     data.fractions = data.fractions if fractions is None else fractions
     if data.task.space != networks.space:
@@ -181,15 +188,10 @@ def _data(
 
 def _report(networks: Networks, data: ZooDataModule, split: str, baselines: bool, seed: int) -> Report:
     train, heldout = data.networks("train"), data.networks(split)
-    fresh = _fresh(data, len(networks.theta), split, seed)
-    rivals: list[Baseline] = []
-    if baselines and data.task.has_data:
-        rivals = [GaussianBaseline(), NoiseBaseline(), AverageBaseline()]
-        if train.start is not None and fresh is not None:
-            rivals.append(DisplacementBaseline())
-        if fresh is not None and networks.seconds is not None:
-            rivals.append(equal_cost(data, networks.seconds))
-        rivals.append(RetrievalBaseline())
+    compared = baselines and data.task.has_data
+    fresh = None
+    if compared and data.collector is not None:
+        fresh = fresh_starts(data.collector, data.task, len(networks.theta), seed)
     evaluation = Evaluation(
         data.task,
         train.x1,
@@ -198,47 +200,47 @@ def _report(networks: Networks, data: ZooDataModule, split: str, baselines: bool
         geometry=networks.geometry,
         starts=train.start,
         fresh=fresh,
-        baselines=rivals,
+        baselines=_baselines(networks, data, train.start is not None) if compared else [],
         seed=seed,
     )
     return evaluation(networks.theta)
 
 
-def _fresh(data: ZooDataModule, n: int, split: str, seed: int) -> Tensor | None:
-    """Starts of no training run: new ones where their law is known, else those of the split not compared with."""
+def _baselines(networks: Networks, data: ZooDataModule, has_start: bool) -> list[Baseline]:
+    """Those that there is enough for; says which are left out and why."""
+    rivals: list[Baseline] = [GaussianBaseline(), NoiseBaseline(), AverageBaseline()]
+    if data.collector is None:
+        print(f"no displacement and equal_cost baselines: {data.path} does not record how its runs were trained")
+        return [*rivals, RetrievalBaseline()]
+    if has_start:
+        rivals.append(DisplacementBaseline())
+    if networks.seconds is not None:
+        rivals.append(equal_cost(data.task, data.collector, networks.seconds))
+    return [*rivals, RetrievalBaseline()]
+
+
+def _cost(networks: Networks, data: ZooDataModule) -> dict[str, Any]:
+    """What one network cost, and on what; equal cost trains on the collector's device."""
+    if networks.seconds is None:
+        return {}
+    cost: dict[str, Any] = {"timing.seconds_per_network": networks.seconds, "timing.device.sampling": networks.device}
     if data.collector is not None:
-        generator = torch.Generator().manual_seed(seed)
-        return data.collector.initializer.sample(data.task.space, n, generator)
-    return data.networks("test" if split == "val" else "val").start
+        cost["timing.device.training"] = device_name(data.collector.device)
+    return cost
 
 
-def equal_cost(data: ZooDataModule, seconds: float) -> Baseline:
-    """Training stopped when it has cost as many seconds per network as sampling did."""
-    collector = data.collector or Collector()
-
-    def train(starts: Tensor, budget: float) -> Tensor:
-        count = len(data.task.data("train")[0])
-        each = steps_per_epoch(data.task, collector.batch_size)
-
-        def descend(epochs: int, step: int) -> Tensor:
-            order = DataOrder(count, collector.seed + 1, range(len(starts)))
-            trained = train_runs(
-                data.task, starts, order, collector.optimizer, epochs, collector.batch_size, [step], collector.device
-            )
-            return trained.theta[:, 0]
-
-        descend(1, 1)
-        begin = time.perf_counter()
-        descend(1, each)
-        step = int(budget * len(starts) / ((time.perf_counter() - begin) / each))
-        step = min(step, each * collector.epochs)
-        return descend(-(-step // each), step) if step else starts
-
-    return EqualCostBaseline(train, seconds)
+def _cost_in_words(cost: Mapping[str, Any], compared: bool) -> str:
+    seconds, sampling = cost["timing.seconds_per_network"], cost["timing.device.sampling"] or "an unknown device"
+    text = f"one network took {1e3 * seconds:.3g} ms to generate ({sampling})"
+    if not compared:
+        return text
+    training = cost["timing.device.training"]
+    other = "" if training == sampling else ", another device"
+    return f"{text}; equal_cost trains as long ({training}{other})"
 
 
-def _figures(report: Report, folder: Path) -> None:
+def _figures(report: Report, folder: Path) -> bool:
+    """Draw what there is; whether there was anything."""
     from wsflow.callbacks.figures import save_all  # matplotlib takes its time to import
 
-    for path in save_all(report, folder):
-        print(f"figure {path}")
+    return bool(save_all(report, folder))

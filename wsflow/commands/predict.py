@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 
 from wsflow.api import Flow, load
 from wsflow.callbacks import SampleWriter
-from wsflow.commands.run import record_timing, run_folder
+from wsflow.commands.run import record_timing, run_folder, shown
 from wsflow.description import plain
-from wsflow.flow import Sampler, Solver, StartsPrior
+from wsflow.flow import Prior, Sampler, Solver, StartsPrior
 from wsflow.module import fingerprints
 from wsflow.zoo import Zoo
 
@@ -41,8 +41,8 @@ def predict(
         steps: Solver steps.
         solver: Euler by default; Heun and RK4 evaluate the field 2 and 4 times a step.
         noise: Standard deviation of noise added before every step.
-        starts: A zoo whose runs' initial weights the flow starts from, for flows whose prior are given starts; runs
-            that the flow was trained on are refused.
+        starts: A zoo whose runs' initial weights the flow starts from, for flows whose prior is StartsPrior; runs that
+            the flow was trained on are refused.
         batch_size: Networks solved at once.
         accelerator: Such as cpu, gpu or auto.
         devices: Number of processes, one per device.
@@ -56,8 +56,7 @@ def predict(
     flow, begin = load(ckpt_path), time.perf_counter()
     module = flow.module
     module.sampler, module.sample_seed = Sampler(solver, steps, noise), seed
-    if starts is not None or isinstance(module.prior, StartsPrior):
-        module.prior = unseen_starts(flow, starts)
+    module.prior = sampling_prior(flow, starts)
     run = run_folder(ckpt_path)
     folder = Path(out) if out is not None else run / "samples"
     extra = {
@@ -78,16 +77,22 @@ def predict(
     trainer.predict(module, dataloaders=loader, return_predictions=False)
     if trainer.is_global_zero:
         record_timing(run, predict=time.perf_counter() - begin)
-        print(f"{n} generated networks in {folder}")
+        print(f"{n} generated networks in {folder}; next: wsflow evaluate --samples {shown(folder)}")
 
 
-def unseen_starts(flow: Flow, path: str | None) -> StartsPrior:
-    """A prior of the starts of runs that the flow has not seen.
+def sampling_prior(flow: Flow, path: str | None) -> Prior:
+    """Where sampling starts: the flow's own prior or, for StartsPrior, the starts of runs that the flow has not seen.
+
+    Args:
+        flow: The flow.
+        path: A zoo of such runs.
 
     Raises:
-        ValueError: without a zoo of starts, and where one of them was seen in training.
+        ValueError: without a zoo where one is needed or with one where none is, and where a start was seen in training.
     """
     if not isinstance(flow.module.prior, StartsPrior):
+        if path is None:
+            return flow.module.prior
         raise ValueError(f"starts do not fit a flow whose prior is {type(flow.module.prior).__name__}")
     if path is None:
         raise ValueError(

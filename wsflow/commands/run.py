@@ -17,6 +17,12 @@ def run_folder(ckpt_path: str | Path) -> Path:
     return folder.parent if folder.name == "checkpoints" else folder
 
 
+def shown(path: str | Path) -> str:
+    """A path as a user would type it: relative where it lies below the working directory."""
+    path = Path(path).resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def read_timing(folder: str | Path) -> dict[str, float]:
     """Seconds by command; empty where nothing was recorded."""
     file = Path(folder) / TIMING

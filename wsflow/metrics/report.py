@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from io import StringIO
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -19,11 +20,11 @@ COLUMNS = {
     "nn_ratio.function": "NN ratio\nfunction",
     "nn_ratio.weight": "NN ratio\nweight",
     "z_u": "Z_U",
-    "dispersion": "dispersion",
+    "dispersion": "disper-\nsion",
     "noise": "added\nnoise",
-    "grand_mean": "grand mean",
+    "grand_mean": "grand\nmean",
     "mean_error": "rms error\nof means",
-    "std": "mean std",
+    "std": "mean\nstd",
 }
 """Keys that a table shows, in order, with their headings."""
 
@@ -41,7 +42,13 @@ def render(report: Mapping[str, float]) -> Table:
     if "samples." not in rows:
         raise ValueError("the report has no key that begins with 'samples.'")
     columns = [key for key in COLUMNS if any(f"{prefix}{key}" in report for prefix in rows)]
-    table = Table(title="Generated networks beside held-out runs and baselines", caption=_caption(report, columns))
+    table = Table(
+        title="Generated networks beside held-out runs and baselines",
+        caption=_caption(report, rows, columns),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("networks", no_wrap=True)
     for key in columns:
         table.add_column(COLUMNS[key], justify="right", no_wrap=True)
@@ -50,7 +57,7 @@ def render(report: Mapping[str, float]) -> Table:
     return table
 
 
-def render_text(report: Mapping[str, float], width: int = 160) -> str:
+def render_text(report: Mapping[str, float], width: int = 120) -> str:
     """The same table in plain characters, for logs and files."""
     console = Console(file=StringIO(), width=width, color_system=None, force_terminal=False, record=True)
     console.print(render(report))
@@ -62,20 +69,30 @@ def _rows(report: Mapping[str, float]) -> dict[str, str]:
     known = {"samples.": "generated", "heldout.": "held-out runs"}
     for name in dict.fromkeys(key.split(".")[1] for key in report if key.startswith("baselines.")):
         known[f"baselines.{name}."] = name
-        known[f"baselines.{name}.function_matched."] = f"{name}, in function"
+        known[f"baselines.{name}.function_matched."] = "  in function only"
     return {prefix: label for prefix, label in known.items() if any(key.startswith(prefix) for key in report)}
 
 
-def _caption(report: Mapping[str, float], columns: Sequence[str]) -> str | None:
-    """How to read the columns, in a line."""
-    parts = ["± over networks"] if any(f"samples.{key}.std" in report for key in columns) else []
-    if "nn_ratio.function" in columns:
-        parts.append("unseen real runs: NN ratio 1, Z_U 0, dispersion 1")
+def _caption(report: Mapping[str, float], rows: Mapping[str, str], columns: Sequence[str]) -> str | None:
+    """How to read the table, a line for each thing that it shows."""
+    lines = []
+    if any(f"samples.{key}.std" in report for key in columns):
+        lines.append("±: standard deviation over networks")
     if "samples.ensemble_size" in report:
-        parts.append(f"ensembles of {report['samples.ensemble_size']:.0f}")
+        lines.append(f"ensemble: the averaged prediction of {report['samples.ensemble_size']:.0f} networks")
+    if "nn_ratio.function" in columns:
+        lines.append(
+            "NN ratio: distance to the nearest training network over that of held-out runs; 1: as new, near 0: copies"
+        )
+    if "z_u" in columns:
+        lines.append("Z_U: rank test of these distances; far below 0: copies")
+    if "dispersion" in columns:
+        lines.append("dispersion: spread of weights over that of held-out runs; below 1: too narrow")
     if "noise" in columns:
-        parts.append("baselines get noise to be as new")
-    return "; ".join(parts) or None
+        lines.append("added noise: makes a baseline as new as the generated networks, in function and in weight")
+    if any(".function_matched." in prefix for prefix in rows):
+        lines.append("in function only: the same baseline with less noise, as new in function and less so in weight")
+    return "\n".join(lines) or None
 
 
 def _cell(report: Mapping[str, float], key: str) -> str:
