@@ -1,14 +1,15 @@
 # make demo       from a bare clone: install, run the main job, print the table
 # make test       from a bare clone: install, then linters, types and tests
 # make test-slow  the tests that `make test` leaves out
-# make clean      remove the virtual environment and the demo's results
+# make clean      remove the virtual environment, the demo's zoo and its results
 
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 
-# What `make demo` runs once wsflow is installed.
-DEMO_COMMAND ?= $(BIN)/python -m benchmarks.demo
+# What `make demo` runs and where; more options for fit in DEMO_FIT.
+DEMO := runs/demo
+DEMO_FIT ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -25,8 +26,11 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 .PHONY: demo test test-slow lint install install-dev clean
 .DELETE_ON_ERROR:
 
+# Training goes on from its last checkpoint, so a second run only samples and evaluates.
 demo: install
-	$(DEMO_COMMAND)
+	$(BIN)/wsflow fit -c configs/demo.yaml --ckpt_path last $(DEMO_FIT)
+	$(BIN)/wsflow predict --ckpt_path $(DEMO)/checkpoints/last.ckpt --n 200 --overwrite
+	$(BIN)/wsflow evaluate --samples $(DEMO)/samples --split test
 
 install: $(INSTALLED)
 
@@ -59,4 +63,4 @@ test-slow: install-dev
 	$(PYTEST) -m slow
 
 clean:
-	rm -rf $(VENV) runs/demo
+	rm -rf $(VENV) $(DEMO) zoos/demo
