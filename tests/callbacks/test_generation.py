@@ -65,6 +65,8 @@ def test_samples_are_scored_every_few_epochs(data, monkeypatch):
     assert 0 <= metrics["samples/accuracy"] <= 1
     assert metrics["samples/nn_ratio.function"] > 0
     assert {"samples/loss", "samples/z_u", "samples/dispersion", "heldout/accuracy"} <= set(metrics)
+    heldout = {name for name in metrics if name.startswith("heldout/")}
+    assert not {name for name in heldout if any(word in name for word in ("nn_ratio", "z_u", "dispersion", "size"))}
 
 
 def test_validate_scores_samples_too(data):
@@ -114,6 +116,7 @@ def test_what_predict_gives_is_written_in_order(data, tmp_path):
     torch.testing.assert_close(zoo.theta, flow.sample(range(10), 7, Sampler(steps=3)), rtol=1e-5, atol=1e-5)
     assert zoo.manifest["sampling"] == {"seed": 7}
     assert zoo.manifest["seconds_per_network"] > 0
+    assert zoo.manifest["device"] == "cpu, 1 thread"
     assert [entry.name for entry in tmp_path.iterdir()] == ["samples"]
 
 

@@ -11,7 +11,7 @@ import yaml
 
 import wsflow
 from wsflow.cli import COMMANDS, entry, main
-from wsflow.flow import Heun, Sampler
+from wsflow.flow import Heun, Sampler, StartsPrior
 from wsflow.zoo import Zoo
 
 PLUGIN = '''
@@ -142,6 +142,27 @@ def test_predict_follows_its_options(trained, tmp_path):
     torch.testing.assert_close(zoo.theta, expected, rtol=1e-5, atol=1e-5)
     assert zoo.manifest["sampling"]["steps"] == 4
     assert zoo.manifest["sampling"]["solver"]["class_path"] == "wsflow.flow.solver.Heun"
+
+
+def test_a_flow_of_given_starts_takes_only_unseen_ones(command, zoos, trained, tmp_path, error_of):
+    assert main(command("fit", "--model.prior=StartsPrior", "--trainer.max_epochs=1")) == 0
+    checkpoint, out = str(tmp_path / "run" / "checkpoints" / "last.ckpt"), str(tmp_path / "samples")
+    predict = ["predict", "--ckpt_path", checkpoint, "--n=4", "--steps=2", "--accelerator=cpu", "--out", out]
+    assert "give a zoo of other runs by --starts" in error_of(predict)
+    assert "32 of 40 runs" in error_of([*predict, "--starts", str(zoos / "breast_cancer")])
+    other = str(tmp_path / "other")
+    collect = ["--data.path", other, "--data.collector.seed=1", "--data.collector.runs=5", "--quiet"]
+    assert main(command("collect", *collect)) == 0
+    assert main([*predict, "--starts", other]) == 0
+    prior, flow = StartsPrior(Zoo.open(other).start), wsflow.load(checkpoint)
+    expected = flow.sample(4, sampler=Sampler(steps=2), prior=prior)
+    torch.testing.assert_close(Zoo.open(out).theta, expected, rtol=1e-5, atol=1e-5)
+    evaluate = ["evaluate", "--ckpt_path", checkpoint, "--n=4", "--steps=2", "--baselines=false"]
+    assert "by --starts" in error_of(evaluate)
+    assert main([*evaluate, "--starts", other]) == 0
+    assert "do not fit a flow whose prior is" in error_of(
+        ["predict", "--ckpt_path", str(trained), "--starts", other, "--out", str(tmp_path / "none")]
+    )
 
 
 @pytest.mark.parametrize("source", ["samples", "ckpt_path", "zoo"])
