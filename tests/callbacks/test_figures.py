@@ -77,3 +77,33 @@ def test_a_task_without_data_has_no_pictures(tmp_path: Path) -> None:
     assert figures.save_all(report, tmp_path) == []
     with pytest.raises(ValueError, match="principal components"):
         figures.principal_components(report)
+
+
+def test_mean_weights_lie_on_the_law_of_the_gaussian_task(tmp_path: Path) -> None:
+    task = Gaussians([4, 3, 2], mean=-2.0, std=0.5)
+    exact = task.draw(4000, torch.Generator().manual_seed(0))
+    samples = {"exact": exact, "contracted": -2 + (exact[:1000] + 2) / 4}
+    figure = figures.weight_means(samples, mean=-2.0, std=0.5)
+    (axes,) = figure.axes
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert [name.split(",")[0] for name in names] == ["exact (4000)", "contracted (1000)", "target"]
+    exact_bars, narrow_bars = (bars for bars in axes.containers if len(bars) > 1)
+    (law,) = axes.lines
+    widths = {bar.get_width() for bar in exact_bars}
+    assert sum(bar.get_height() for bar in exact_bars) * max(widths) == pytest.approx(1)
+    assert np.trapezoid(law.get_ydata(), law.get_xdata()) == pytest.approx(1, abs=1e-3)
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in exact_bars]
+    expected = np.interp(middles, law.get_xdata(), law.get_ydata())
+    assert np.abs([bar.get_height() for bar in exact_bars] - expected).max() < 0.15 * law.get_ydata().max()
+    assert max(bar.get_height() for bar in narrow_bars) > 2 * law.get_ydata().max()
+    assert figures.save(figure, tmp_path / "means.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [{}, {"none": torch.ones(0, 5)}, {"one": torch.ones(2, 5), "other": torch.ones(2, 6)}],
+    ids=["nothing", "no_networks", "spaces"],
+)
+def test_mean_weights_need_networks_of_one_space(samples: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match="networks of one weight space"):
+        figures.weight_means(samples)

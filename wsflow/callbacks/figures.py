@@ -113,7 +113,7 @@ def weight_means(samples: Mapping[str, Tensor], mean: float = 1.0, std: float = 
     axes.plot(at, law, color="black", linewidth=1.2, linestyle="--", label=f"target, {mean:.4f} ± {spread:.4f}")
     axes.set_xlabel("mean of a network's weights")
     axes.set_ylabel("density")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1))
     return _plain(figure)
 
 

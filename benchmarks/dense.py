@@ -1,0 +1,69 @@
+"""The Relational Transformer in the obvious layout: every pair of neurons has an edge, a mask hides those that are not.
+
+It has the parameters of :class:`wsflow.fields.RelationalTransformer` and computes the same function, with edge states
+(B, N, N, d_e) for N neurons instead of one block (B, out, in, d_e) per weight tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsflow.fields import RelationalTransformer
+from wsflow.fields.relational_transformer import Attention
+from wsflow.weightspace import WeightSpace
+
+
+class DenseAttention(Attention):
+    """Attention among all neurons, of which a mask (receivers, senders) leaves the edges that exist."""
+
+    hidden: Tensor
+    reached: Tensor
+
+    def __init__(self, width: int, edge_width: int, heads: int, mask: Tensor) -> None:
+        super().__init__(width, edge_width, heads)
+        self.register_buffer("hidden", torch.zeros(mask.shape).masked_fill(~mask, -1e9), persistent=False)
+        self.register_buffer("reached", mask.any(dim=1).float()[:, None], persistent=False)
+
+    def forward(
+        self, nodes: list[Tensor], edges: list[Tensor], joins: Sequence[tuple[int, int]]
+    ) -> list[Tensor | None]:
+        """Messages (B, N, d) in a list of one; zero for neurons without an edge of this direction."""
+        return [m if m is None else m * self.reached for m in super().forward(nodes, edges, joins)]
+
+    def _scores(self, *args: Tensor) -> Tensor:
+        return super()._scores(*args) + self.hidden
+
+
+class DenseRelationalTransformer(RelationalTransformer):
+    """The same field, N x N edges wide; for spaces without extra coordinates."""
+
+    def __init__(self, space: WeightSpace, extra: int = 0, **kwargs: Any) -> None:
+        super().__init__(space, extra, **kwargs)
+        self.sizes = [group.size for group in space.groups]
+        starts = torch.tensor([0, *self.sizes]).cumsum(0).tolist()
+        spans = [slice(start, start + size) for start, size in zip(starts, self.sizes, strict=False)]
+        self.places = [(spans[target], spans[source]) for target, source in space.joins]
+        mask = torch.zeros(sum(self.sizes), sum(self.sizes), dtype=torch.bool)
+        for rows, columns in self.places:
+            mask[rows, columns] = True
+        sizes = (kwargs["width"], kwargs["edge_width"], kwargs["heads"])
+        for layer in self.layers:
+            layer.inward, layer.outward = DenseAttention(*sizes, mask), DenseAttention(*sizes, mask.T)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """As the field it stands for."""
+        context = self.time(t)
+        groups, blocks = self._encode(self._scaled_in(x))
+        count = sum(self.sizes)
+        edges = blocks[0].new_zeros(len(x), count, count, blocks[0].shape[-1])
+        for (rows, columns), block in zip(self.places, blocks, strict=True):
+            edges[:, rows, columns] = block
+        nodes, dense = [torch.cat(groups, dim=1)], [edges]
+        for layer in self.layers:
+            nodes, dense = layer(nodes, dense, [(0, 0)], context)
+        blocks = [dense[0][:, rows, columns] for rows, columns in self.places]
+        return self._scaled_out(self._decode(list(self.norm(nodes[0]).split(self.sizes, dim=1)), blocks))
