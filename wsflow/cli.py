@@ -146,9 +146,10 @@ class WsflowCLI(LightningCLI):
         if self.trainer.is_global_zero and not self._fast:
             before = read_timing(self.trainer.default_root_dir).get("fit", 0.0) if self._ckpt_path else 0.0
             record_timing(self.trainer.default_root_dir, fit=before + time.perf_counter() - self._begin)
-            checkpoint = Path(self.trainer.default_root_dir, "checkpoints", "last.ckpt")
-            if checkpoint.exists():
-                print(f"next: wsflow predict --ckpt_path {shown(checkpoint)}")
+            callback = self.trainer.checkpoint_callback
+            paths = [getattr(callback, name, None) for name in ("last_model_path", "best_model_path")]
+            for path in [path for path in paths if path][:1]:
+                print(f"next: wsflow predict --ckpt_path {shown(path)}")
 
     @property
     def _fast(self) -> bool:
@@ -267,7 +268,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def entry() -> None:
-    """The console script."""
+    """The console script; as with ``python -m wsflow``, classes of modules in the working directory are found."""
+    sys.path.append(str(Path.cwd()))
     sys.exit(main())
 
 

@@ -67,6 +67,20 @@ def test_the_version(capsys, monkeypatch):
     assert capsys.readouterr().out.strip() == wsflow.__version__
 
 
+def test_a_module_in_the_working_directory_is_found(tmp_path, monkeypatch, capsys):
+    (tmp_path / "nearby_plugin.py").write_text(PLUGIN.replace("clustering_plugin", "nearby_plugin"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(
+        sys, "argv", ["wsflow", "collect", "--data.task=nearby_plugin.Clusters", "--data.path=zoo", "--dry-run"]
+    )
+    with pytest.raises(SystemExit) as stop:
+        entry()
+    sys.modules.pop("nearby_plugin", None)
+    assert stop.value.code == 0
+    assert "runs of clusters" in capsys.readouterr().out
+
+
 def test_class_help_is_the_docstring(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--model.geometry.help", "Geometric"])
