@@ -29,10 +29,13 @@ The form is idempotent and commutes with permutations of hidden neurons.
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from torch import Tensor, nn
 
 from wsflow.geometry import sphere
+from wsflow.geometry.base import Geometry
 from wsflow.geometry.product import SphereProduct
 from wsflow.weightspace import NeuronGroup, WeightSpace
 
@@ -116,6 +119,39 @@ class CanonicalForm(nn.Module):
         """``x`` (B, dim) with every sphere's coordinates divided by their norm."""
         spheres, rest = self.product.split(x)
         return self.product.join([sphere.project(part) for part in spheres], rest)
+
+
+class CanonicalGeometry(Geometry):
+    """A geometry whose points are canonical forms; a variant says what paths between them are.
+
+    Args:
+        space: The weight space.
+        keep_scale: Whether the scale of a classifier's last layer is a coordinate (then dim is D + 1); otherwise
+            every decoded network has a last layer of norm sqrt(C).
+
+    Raises:
+        ValueError: where the space has no canonical form; see :class:`CanonicalForm`.
+    """
+
+    def __init__(self, space: WeightSpace, keep_scale: bool = True) -> None:
+        form = CanonicalForm(space, keep_scale)
+        super().__init__(space, form.dim, form.factors)
+        self.form = form
+
+    @final
+    def encode(self, theta: Tensor) -> Tensor:
+        """Weights (B, D) to canonical forms (B, dim)."""
+        return self.form.encode(theta)
+
+    @final
+    def decode(self, x: Tensor) -> Tensor:
+        """Points (B, dim) to weights (B, D)."""
+        return self.form.decode(x)
+
+    @final
+    def project(self, x: Tensor) -> Tensor:
+        """``x`` with every sphere's coordinates divided by their norm."""
+        return self.form.project(x)
 
 
 class _HiddenGroup(nn.Module):

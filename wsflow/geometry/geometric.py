@@ -13,13 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from wsflow.geometry import sphere
-from wsflow.geometry.base import Geometry, import_geoopt, safe_sqrt
-from wsflow.geometry.canonical import CanonicalForm
+from wsflow.geometry.base import import_geoopt, safe_sqrt
+from wsflow.geometry.canonical import CanonicalGeometry
 from wsflow.geometry.euclidean import flat_distances
-from wsflow.weightspace import WeightSpace
 
 
-class Geometric(Geometry):
+class Geometric(CanonicalGeometry):
     """Canonical forms joined by geodesics of a product of spheres and lines.
 
     Args:
@@ -30,23 +29,6 @@ class Geometric(Geometry):
     Raises:
         ValueError: where the space has no canonical form; see :class:`wsflow.geometry.canonical.CanonicalForm`.
     """
-
-    def __init__(self, space: WeightSpace, keep_scale: bool = True) -> None:
-        form = CanonicalForm(space, keep_scale)
-        super().__init__(space, form.dim, form.factors)
-        self.form = form
-
-    def encode(self, theta: Tensor) -> Tensor:
-        """Weights (B, D) to canonical forms (B, dim)."""
-        return self.form.encode(theta)
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Points (B, dim) to weights (B, D)."""
-        return self.form.decode(x)
-
-    def project(self, x: Tensor) -> Tensor:
-        """``x`` with every sphere's coordinates divided by their norm."""
-        return self.form.project(x)
 
     def tangent(self, x: Tensor, v: Tensor) -> Tensor:
         """``v`` less its radial part on every sphere."""

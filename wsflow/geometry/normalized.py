@@ -10,13 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from wsflow.geometry.base import Geometry, import_geoopt
-from wsflow.geometry.canonical import CanonicalForm
+from wsflow.geometry.base import import_geoopt
+from wsflow.geometry.canonical import CanonicalGeometry
 from wsflow.geometry.euclidean import flat_distances
-from wsflow.weightspace import WeightSpace
 
 
-class Normalized(Geometry):
+class Normalized(CanonicalGeometry):
     """Canonical forms joined by straight lines; the final state is projected.
 
     Args:
@@ -27,23 +26,6 @@ class Normalized(Geometry):
     Raises:
         ValueError: where the space has no canonical form; see :class:`wsflow.geometry.canonical.CanonicalForm`.
     """
-
-    def __init__(self, space: WeightSpace, keep_scale: bool = True) -> None:
-        form = CanonicalForm(space, keep_scale)
-        super().__init__(space, form.dim, form.factors)
-        self.form = form
-
-    def encode(self, theta: Tensor) -> Tensor:
-        """Weights (B, D) to canonical forms (B, dim)."""
-        return self.form.encode(theta)
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Points (B, dim) to weights (B, D)."""
-        return self.form.decode(x)
-
-    def project(self, x: Tensor) -> Tensor:
-        """``x`` with every sphere's coordinates divided by their norm."""
-        return self.form.project(x)
 
     def tangent(self, x: Tensor, v: Tensor) -> Tensor:
         """``v``: the velocity is that of flat space."""
