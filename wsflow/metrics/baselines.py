@@ -112,7 +112,7 @@ class DisplacementBaseline(Baseline):
 
     name = "displacement"
 
-    def __init__(self, candidates: int = 10) -> None:
+    def __init__(self, candidates: int = 100) -> None:
         self.candidates = candidates
 
     def generate(self, material: Material, n: int, generator: torch.Generator) -> Tensor:
