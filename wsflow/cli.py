@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import signal
 import sys
 import time
 import warnings
@@ -30,6 +31,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from wsflow import (
     __version__,
@@ -60,6 +62,9 @@ NOISE = re.compile(
 """Lines of jsonargparse's errors that tell of attempts nobody meant."""
 
 STAGES = ("fit", "validate", "test")
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status of a process that SIGTERM ended, by the shell's convention."""
 
 
 class StageConfig(SaveConfigCallback):
@@ -252,7 +257,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: What follows ``wsflow`` on the command line; taken from there by default.
 
     Returns:
-        The exit status, 0 or 1.
+        The exit status: 0, 1 after an error, 143 where SIGTERM ended a training.
     """
     given = list(sys.argv[1:] if args is None else args)
     try:
@@ -264,6 +269,9 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         print(f"wsflow: error: {one_line(error)}", file=sys.stderr)
         return 1
+    except SIGTERMException:  # an exit that Lightning gives no status, so that a script would go on
+        print("wsflow: stopped by SIGTERM; continue the training with --ckpt_path last", file=sys.stderr)
+        return TERMINATED
     return 0
 
 
