@@ -151,9 +151,9 @@ class WsflowCLI(LightningCLI):
         if self.trainer.is_global_zero and not self._fast:
             before = read_timing(self.trainer.default_root_dir).get("fit", 0.0) if self._ckpt_path else 0.0
             record_timing(self.trainer.default_root_dir, fit=before + time.perf_counter() - self._begin)
-            callback = self.trainer.checkpoint_callback
-            paths = [getattr(callback, name, None) for name in ("last_model_path", "best_model_path")]
-            for path in [path for path in paths if path][:1]:
+            callbacks = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+            paths = [path for c in callbacks for path in (c.last_model_path, c.best_model_path) if path]
+            for path in sorted(paths, key=lambda path: Path(path).stem != "last")[:1]:
                 print(f"next: wsflow predict --ckpt_path {shown(path)}")
 
     @property

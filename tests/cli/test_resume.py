@@ -37,15 +37,15 @@ trainer:
     - class_path: GenerationCallback
       init_args: {n: 4}
     - class_path: ModelCheckpoint
-      init_args: {SAVING, filename: some, save_last: true, enable_version_counter: false}
+      init_args: {SAVING, enable_version_counter: false}
 data:
   permute: true
 """
 
 SAVING = {
-    "in the middle of an epoch": "every_n_train_steps: 3",
-    "after an epoch": "save_on_train_epoch_end: true",
-    "after validation": "monitor: val/flow_loss",
+    "in the middle of an epoch": "every_n_train_steps: 3, filename: some, save_last: true",
+    "after an epoch": "save_on_train_epoch_end: true, filename: some, save_last: true",
+    "after validation": "filename: last",
 }
 
 
