@@ -29,7 +29,7 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 # Training goes on from its last checkpoint, so a second run only samples and evaluates.
 demo: install
 	$(BIN)/wsflow fit -c configs/demo.yaml --ckpt_path last $(DEMO_FIT)
-	$(BIN)/wsflow predict --ckpt_path $(DEMO)/checkpoints/last.ckpt --n 200 --overwrite
+	$(BIN)/wsflow predict --ckpt_path $(DEMO)/checkpoints/last.ckpt --n 200 --steps 4 --overwrite
 	$(BIN)/wsflow evaluate --samples $(DEMO)/samples --split test
 
 install: $(INSTALLED)
