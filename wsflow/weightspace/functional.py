@@ -22,7 +22,7 @@ def forward(space: WeightSpace, theta: Tensor, inputs: Tensor, per_network: bool
 
     Args:
         space: Their weight space.
-        theta: (B, D).
+        theta: (B, D); with running statistics, (B, D + D_b), or those of the template.
         inputs: (N, ...) shared by all networks or, with ``per_network``, (B, N, ...).
         per_network: Whether each network has its own inputs.
 
@@ -32,14 +32,15 @@ def forward(space: WeightSpace, theta: Tensor, inputs: Tensor, per_network: bool
     Raises:
         ValueError: where the weights do not fit the space.
     """
+    given = space.unflatten(theta)
     frozen = {
         name: value.to(theta) if value.is_floating_point() else value.to(theta.device)
         for name, value in space.template.state_dict().items()
-        if name not in space.names
+        if name not in given
     }
 
     def single(weights: dict[str, Tensor], x: Tensor) -> Tensor:
         result: Tensor = functional_call(space.template, {**frozen, **weights}, (x,))
         return result
 
-    return torch.vmap(single, (0, 0 if per_network else None))(space.unflatten(theta), inputs)
+    return torch.vmap(single, (0, 0 if per_network else None))(given, inputs)

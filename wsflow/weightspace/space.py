@@ -1,19 +1,19 @@
 r"""The weight space of one base architecture.
 
-A point of the space is one flat vector :math:`\theta \in R^D` that holds every weight of the network.  Three kinds of
-objects describe it:
-
-- *neuron groups*: the input, every layer of interchangeable neurons or channels, and the output;
-- *weight blocks*: one weight tensor each, a complete bipartite block from a source group to a target group, of shape
-  ``(out, in, *kernel)``;
-- *group vectors*: tensors with one number per neuron of a group (bias, norm weight, norm bias).
+A point of the space is one flat vector :math:`\theta \in R^D` that holds every weight of the network.  Four kinds of
+objects describe it (:mod:`wsflow.weightspace.elements`): *neuron groups*, *weight blocks* that join two groups, *group
+vectors* that sit on one, and *rescalings*.
 
 Everything else follows from these: flat and named forms, permutations and rescalings of hidden neurons
 (:mod:`wsflow.weightspace.symmetry`), the batched forward pass (:mod:`wsflow.weightspace.functional`), the index sets of
 the spheres of the canonical form, and the graph that a vector field runs on.
 
-Flat order: blocks in forward order, each weight row-major ``(out, in, *kernel)`` and then its bias, so that a neuron's
+Flat order: tensors in forward order, each weight row-major ``(out, in, *kernel)`` and then its bias, so that a neuron's
 incoming weights lie side by side.
+
+Running statistics of batch norm are functions of the weights and the data: no coordinates, but :math:`D_b` numbers
+that may stand behind the D coordinates, in an *extended* vector of :math:`D + D_b`.  Permutations and rescalings move
+them too.  Where a vector has D numbers alone, statistics are those of the template.
 """
 
 from __future__ import annotations
@@ -23,154 +23,16 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wsflow.weightspace import functional, symmetry
+from wsflow.weightspace.elements import GroupVector, NamedTensor, NeuronGroup, Rescaling, VectorKind, WeightBlock
 
-Role = Literal["input", "hidden", "output"]
-Scaling = Literal["positive", "sign", "none"]
-VectorKind = Literal["bias", "norm_weight", "norm_bias", "running_mean", "running_var"]
-
-SCALINGS: dict[str, Scaling] = {
-    "relu": "positive",
-    "leaky_relu": "positive",
-    "identity": "none",
-    "tanh": "sign",
-    "gelu": "none",
-    "silu": "none",
-    "sigmoid": "none",
-    "softmax": "none",
-}
-"""The group of elementwise rescalings that each activation commutes with (Godfrey et al. 2022, Table 1)."""
-
-
-@dataclass(frozen=True)
-class Partition:
-    """Equal parts of a neuron group, where only structured permutations are symmetries.
-
-    Args:
-        parts: The number of equal parts, such as attention heads or the groups of a GroupNorm.
-        across: Whole parts may change places.
-        within: Neurons may change places inside their part.
-    """
-
-    parts: int
-    across: bool = True
-    within: bool = True
-
-
-@dataclass(frozen=True)
-class NeuronGroup:
-    """One layer of interchangeable neurons or channels; residual connections tie layers into one group.
-
-    Args:
-        name: A unique name.
-        size: The number of neurons.
-        role: ``hidden`` groups permute; ``input`` and ``output`` groups do not.
-        activation: What is applied to the group's neurons.  On the output, ``softmax`` says that the network is a
-            classifier (labels do not change with the scale of the last layer) and ``identity`` that it is not.
-        partition: Set where only structured permutations are allowed.
-    """
-
-    name: str
-    size: int
-    role: Role
-    activation: str = "identity"
-    partition: Partition | None = None
-
-    @property
-    def scaling(self) -> Scaling:
-        """The rescalings of single neurons that keep the network's function."""
-        return SCALINGS[self.activation] if self.role == "hidden" else "none"
-
-
-@dataclass(frozen=True)
-class WeightBlock:
-    """One weight tensor: all edges from a source group to a target group.
-
-    Args:
-        name: The key in the state_dict.
-        source: Name of the group whose neurons the block reads.
-        target: Name of the group whose neurons it feeds.
-        out: Size of the target group.
-        in_: Size of the source group.
-        kernel: Trailing axes carried by each edge; the spatial positions of a convolution, or of the feature map that
-            a flattened layer reads.
-        shape: Shape in the state_dict; it has ``out * in_ * prod(kernel)`` elements in the same row-major order.
-        start: Offset in the flat vector.
-    """
-
-    name: str
-    source: str
-    target: str
-    out: int
-    in_: int
-    kernel: tuple[int, ...]
-    shape: tuple[int, ...]
-    start: int
-
-    @property
-    def ends(self) -> tuple[tuple[str, int], ...]:
-        """The groups at its ends, with the sizes it needs them to have."""
-        return ((self.source, self.in_), (self.target, self.out))
-
-    @property
-    def depth(self) -> int:
-        """Numbers carried by one edge."""
-        return prod(self.kernel)
-
-    @property
-    def numel(self) -> int:
-        """Number of coordinates."""
-        return self.out * self.in_ * self.depth
-
-    @property
-    def slice(self) -> slice:
-        """Where the block lies in the flat vector."""
-        return slice(self.start, self.start + self.numel)
-
-
-@dataclass(frozen=True)
-class GroupVector:
-    """A tensor with one number per neuron of a group.
-
-    Args:
-        name: The key in the state_dict.
-        group: Name of the group.
-        kind: What the numbers are; running statistics are buffers and not coordinates of the flow.
-        size: Size of the group.
-        start: Offset in the flat vector (for buffers: in the vector of buffers).
-    """
-
-    name: str
-    group: str
-    kind: VectorKind
-    size: int
-    start: int
-
-    @property
-    def ends(self) -> tuple[tuple[str, int], ...]:
-        """The group it sits on, with the size it needs that to have."""
-        return ((self.group, self.size),)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape in the state_dict."""
-        return (self.size,)
-
-    @property
-    def numel(self) -> int:
-        """Number of coordinates."""
-        return self.size
-
-    @property
-    def slice(self) -> slice:
-        """Where the vector lies in the flat vector."""
-        return slice(self.start, self.start + self.size)
+CHECKED = 2**18
+"""Parameters up to which a network that a description names has its symmetries proven each time it is built."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +47,8 @@ class WeightSpace:
         blocks: In forward order.
         vectors: Biases and norm parameters, in forward order.
         buffers: Running statistics, moved by permutations and rescalings but not part of ``theta``.
+        rescalings: The independent families of factors that keep the function, in forward order.
+        input_shape: Shape of one input, without the batch axis; None where it is not known.
         description: ``{"class_path", "init_args", "output_activation"}`` of the network factory, from which a
             checkpoint rebuilds the space; None for a space built from a module instance.
         template: A network of the architecture in eval mode; its own values are only used for what is not part of
@@ -199,44 +63,63 @@ class WeightSpace:
     blocks: tuple[WeightBlock, ...]
     vectors: tuple[GroupVector, ...]
     buffers: tuple[GroupVector, ...] = ()
+    rescalings: tuple[Rescaling, ...] = ()
+    input_shape: tuple[int, ...] | None = field(default=None, compare=False)
     description: Mapping[str, Any] | None = field(default=None, compare=False)
     template: nn.Module = field(default_factory=nn.Identity, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         sizes = {group.name: group.size for group in self.groups}
+        for piece in self.pieces:
+            if any(sizes.get(name) != size for name, size in piece.ends):
+                raise ValueError(f"tensor {piece.name!r} needs groups {dict(piece.ends)}, the space has {sizes}")
         end = 0
-        for tensor in self.tensors:
-            if any(sizes.get(name) != size for name, size in tensor.ends):
-                raise ValueError(f"tensor {tensor.name!r} needs groups {dict(tensor.ends)}, the space has {sizes}")
-            if tensor.start != end or prod(tensor.shape) != tensor.numel:
-                shape = tuple(tensor.shape)
+        for tensor in (*self.tensors, *self.buffer_tensors):
+            held = sum(piece.numel for piece in self.pieces if piece.name == tensor.name)
+            if tensor.start != end or held != tensor.numel:
+                shape = tensor.shape
                 raise ValueError(f"tensor {tensor.name!r} of shape {shape} must start at {end} in the flat vector")
             end += tensor.numel
 
     @classmethod
     def from_module(
-        cls, module: nn.Module, output_activation: str = "softmax", select: str | None = None
+        cls,
+        module: nn.Module,
+        example_input: Tensor | None = None,
+        output_activation: str = "softmax",
+        select: str | None = None,
+        check: bool = True,
     ) -> WeightSpace:
         """Read the weight space off a network; see :func:`wsflow.weightspace.trace.trace`.
 
         Args:
             module: The network; it is copied.
+            example_input: (N, ...), one batch of inputs; unless given, standard normal vectors for the first layer,
+                which must be a Linear then.
             output_activation: ``softmax`` for a classifier, ``identity`` otherwise.
             select: A regular expression; parameters whose name it matches are the space, the rest is frozen.
+            check: Whether the symmetries are proven on the network
+                (:func:`wsflow.weightspace.check.check_symmetries`); skip it for large networks.
 
         Raises:
-            UnsupportedModuleError: for a module whose symmetries are not known.
+            UnsupportedModuleError: for a module whose symmetries are not known, with the node and the reason.
+            SymmetryError: where a symmetry that was read off changes the network's outputs.
         """
+        from wsflow.weightspace.check import check_symmetries
         from wsflow.weightspace.trace import trace
 
-        return trace(module, output_activation=output_activation, select=select)
+        space = trace(module, example_input, output_activation, select)
+        if check:
+            check_symmetries(space, module, example_input)
+        return space
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> WeightSpace:
         """Build the network that a description names and trace it.
 
         Args:
-            description: ``{"class_path": str, "init_args": dict, "output_activation": str}``, plain data.
+            description: ``{"class_path": str, "init_args": dict}`` and, where they are needed, ``output_activation``,
+                ``select`` and ``input_shape`` (a list, without the batch axis); plain data.
 
         The caller's random state is left as it is: the values of the network built here are a function of the
         description.
@@ -244,7 +127,7 @@ class WeightSpace:
         Raises:
             ValueError: for a class path that cannot be imported or called with ``init_args``, and for other keys.
         """
-        if unknown := set(description) - {"class_path", "init_args", "output_activation", "select"}:
+        if unknown := set(description) - {"class_path", "init_args", "output_activation", "select", "input_shape"}:
             raise ValueError(f"unknown keys {sorted(unknown)} in the description of a network")
         path, args = description.get("class_path") or "", description.get("init_args") or {}
         module_name, _, name = path.rpartition(".")
@@ -258,23 +141,43 @@ class WeightSpace:
                 network = factory(**args)
         except TypeError as error:
             raise ValueError(f"network factory {path!r} cannot be called with {dict(args)}: {error}") from error
-        activation = description.get("output_activation", "softmax")
-        space = cls.from_module(network, output_activation=activation, select=description.get("select"))
+        activation, select = description.get("output_activation", "softmax"), description.get("select")
+        shape = description.get("input_shape")
+        example = None
+        if shape is not None:
+            example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+        small = sum(p.numel() for p in network.parameters()) <= CHECKED
+        space = cls.from_module(network, example, activation, select, check=small)
         plain = {"class_path": path, "init_args": dict(args), "output_activation": activation}
-        if description.get("select"):
-            plain["select"] = description["select"]
+        plain |= {"select": select} if select else {}
+        plain |= {"input_shape": list(shape)} if shape is not None else {}
         object.__setattr__(space, "description", plain)
         return space
 
+    @property
+    def pieces(self) -> tuple[WeightBlock | GroupVector, ...]:
+        """Blocks, vectors and buffers."""
+        return (*self.blocks, *self.vectors, *self.buffers)
+
     @cached_property
-    def tensors(self) -> tuple[WeightBlock | GroupVector, ...]:
-        """Blocks and vectors in flat order."""
-        return tuple(sorted((*self.blocks, *self.vectors), key=lambda tensor: tensor.start))
+    def tensors(self) -> tuple[NamedTensor, ...]:
+        """The tensors that blocks and vectors are pieces of, in flat order."""
+        return _tensors((*self.blocks, *self.vectors))
+
+    @cached_property
+    def buffer_tensors(self) -> tuple[NamedTensor, ...]:
+        """Running statistics, in the order of the extended vector."""
+        return _tensors(self.buffers)
 
     @cached_property
     def dim(self) -> int:
         """D, the number of coordinates."""
         return sum(tensor.numel for tensor in self.tensors)
+
+    @cached_property
+    def full_dim(self) -> int:
+        """D + D_b, the length of an extended vector."""
+        return self.dim + sum(tensor.numel for tensor in self.buffer_tensors)
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -299,39 +202,45 @@ class WeightSpace:
     def incoming(self, group: str) -> Tensor:
         """Coordinates of each neuron's incoming weights, (size, fan_in) indices; fan_in is 0 without a block."""
         none = torch.empty(self.group(group).size, 0, dtype=torch.long)
-        return torch.cat([none, *(self._index(block) for block in self.blocks if block.target == group)], dim=1)
+        blocks = (block for block in self.blocks if block.target == group)
+        return torch.cat([none, *(block.view(self._places).flatten(1) for block in blocks)], dim=1)
 
     def outgoing(self, group: str) -> Tensor:
         """Coordinates of each neuron's outgoing weights, (size, fan_out) indices; fan_out is 0 without a block."""
         none = torch.empty(self.group(group).size, 0, dtype=torch.long)
-        blocks = (block for block in self.blocks if block.source == group)
-        return torch.cat([none, *(self._index(block, by_source=True) for block in blocks)], dim=1)
+        columns = []
+        for block in self.blocks:
+            if block.source == group:
+                parts = block.view(self._places).unflatten(0, (block.parts, -1))
+                columns.append(parts.transpose(1, 2).flatten(2).flatten(0, 1))
+        return torch.cat([none, *columns], dim=1)
 
     def attached(self, group: str, kind: VectorKind = "bias") -> Tensor:
         """Coordinates of the vectors of that kind on a group, (size, k) indices; k is 0 where there is none."""
-        starts = [vector.start for vector in self.vectors if vector.group == group and vector.kind == kind]
-        return torch.arange(self.group(group).size)[:, None] + torch.tensor(starts, dtype=torch.long)[None, :]
+        none = torch.empty(self.group(group).size, 0, dtype=torch.long)
+        found = (v for v in (*self.vectors, *self.buffers) if v.group == group and v.kind == kind)
+        return torch.cat([none, *(vector.view(self._places) for vector in found)], dim=1)
 
-    @staticmethod
-    def _index(block: WeightBlock, by_source: bool = False) -> Tensor:
-        index = torch.arange(block.start, block.start + block.numel).view(block.out, block.in_, block.depth)
-        return index.transpose(0, 1).flatten(1) if by_source else index.flatten(1)
+    @property
+    def _places(self) -> Tensor:
+        return torch.arange(self.full_dim)
 
-    def flatten(self, state_dict: Mapping[str, Tensor]) -> Tensor:
+    def flatten(self, state_dict: Mapping[str, Tensor], buffers: bool = False) -> Tensor:
         """Named tensors to the flat vector.
 
         Args:
             state_dict: Tensors by name, each with the same leading axes before its own shape; further entries
                 (buffers, frozen parameters) are passed over.
+            buffers: Whether running statistics follow, as an extended vector has them.
 
         Returns:
-            (..., D), a copy.
+            (..., D) or (..., D + D_b), a copy.
 
         Raises:
             ValueError: where a tensor is missing or has another shape; the message names it.
         """
         parts = []
-        for tensor in self.tensors:
+        for tensor in self.tensors + self.buffer_tensors * buffers:
             if tensor.name not in state_dict:
                 raise ValueError(f"tensor {tensor.name!r} is missing; found {sorted(state_dict)}")
             value = state_dict[tensor.name].detach()
@@ -342,18 +251,19 @@ class WeightSpace:
         return torch.cat(parts, dim=-1)
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
-        """Flat vectors (..., D) to named tensors (..., *shape), as views.
+        """Flat vectors (..., D), or extended ones, to named tensors (..., *shape), as views.
 
         Raises:
-            ValueError: where the last axis is not D.
+            ValueError: where the last axis is neither D nor D + D_b.
         """
         self.check(theta)
         lead = theta.shape[:-1]
-        return {t.name: theta[..., t.slice].reshape(*lead, *t.shape) for t in self.tensors}
+        tensors = self.tensors + self.buffer_tensors * (theta.shape[-1] > self.dim)
+        return {t.name: theta[..., t.slice].reshape(*lead, *t.shape) for t in tensors}
 
     def check(self, theta: Tensor) -> None:
-        """Raise ValueError unless the last axis of ``theta`` has D coordinates."""
-        if theta.shape[-1:] != (self.dim,):
+        """Raise ValueError unless the last axis of ``theta`` has D coordinates, or D + D_b."""
+        if theta.shape[-1:] not in ((self.dim,), (self.full_dim,)):
             raise ValueError(f"weights have shape {tuple(theta.shape)}, this weight space has D = {self.dim}")
 
     def permute(self, theta: Tensor, perms: Sequence[Tensor]) -> Tensor:
@@ -386,3 +296,9 @@ class WeightSpace:
     def __deepcopy__(self, memo: dict[int, Any]) -> WeightSpace:
         """A space is a value: copies share it."""
         return self
+
+
+def _tensors(pieces: Sequence[WeightBlock | GroupVector]) -> tuple[NamedTensor, ...]:
+    """The tensors of some pieces, each once, in flat order."""
+    found = {piece.name: NamedTensor(piece.name, piece.shape, piece.start) for piece in pieces}
+    return tuple(sorted(found.values(), key=lambda tensor: tensor.start))

@@ -1,135 +1,317 @@
 """From a network to its weight space.
 
-Sequences of linear layers and activations are understood: each linear layer is a weight block, and each place between
-two of them is a hidden neuron group with the activation found there.
+The network is written down as a graph of operations (torch.fx) and run once on an example, while every activation is
+labelled with the neurons that its channel axis carries (:mod:`wsflow.weightspace.labels`).  A rule per operation
+(:mod:`wsflow.weightspace.layers` for what has parameters, :mod:`wsflow.weightspace.operations` for the rest) says which
+tensors join which neurons, what must permute and rescale alike, and what lies on the output.  Nothing is guessed: an
+operation without a rule is refused by name.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, fx, nn
 
-from wsflow.weightspace.space import GroupVector, NeuronGroup, Role, WeightBlock, WeightSpace
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "tanh": nn.Tanh,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "sigmoid": nn.Sigmoid,
-}
-"""Activations by the name that a neuron group carries."""
-
-PASS_THROUGH = (nn.Flatten, nn.Identity, nn.Dropout)
+from wsflow.weightspace import layers, operations
+from wsflow.weightspace.calls import Call, Draft, Mark, Param
+from wsflow.weightspace.elements import GroupVector, NeuronGroup, Partition, Rescaling, WeightBlock
+from wsflow.weightspace.labels import Label, Neurons, Parts, Scale, Segment, UnsupportedModuleError
+from wsflow.weightspace.space import WeightSpace
 
 
-class UnsupportedModuleError(ValueError):
-    """A network whose symmetries wsflow does not know."""
-
-
-def trace(module: nn.Module, output_activation: str = "softmax", select: str | None = None) -> WeightSpace:
-    """The weight space of an ``nn.Sequential`` of Linear and activations, nested or not.
+def trace(
+    module: nn.Module,
+    example_input: Tensor | None = None,
+    output_activation: str = "softmax",
+    select: str | None = None,
+) -> WeightSpace:
+    """The weight space of a feed-forward network.
 
     Args:
         module: The network; it is copied.
+        example_input: (N, ...); unless given, standard normal vectors for the first layer, which must be a Linear.
         output_activation: ``softmax`` for a classifier, ``identity`` otherwise.
         select: A regular expression; parameters whose full name it matches are the space and the rest is frozen at
             the module's values.  A group with a frozen tensor no longer permutes.
 
     Raises:
-        UnsupportedModuleError: for any other module, by name and place, and for layers that share a parameter.
-        ValueError: where ``select`` matches nothing.
+        UnsupportedModuleError: where an operation is not known, with its node and the reason.
+        ValueError: where ``select`` matches nothing, or the network cannot be run on the example.
     """
     if output_activation not in ("softmax", "identity"):
         raise ValueError(f"output_activation must be 'softmax' or 'identity', got {output_activation!r}")
-    linears, activations = _read(module)
-    pattern = re.compile(select if select is not None else ".*")
-    sizes = [linears[0][1].in_features, *(layer.out_features for _, layer in linears)]
-    names = ["input", *(f"hidden{i + 1}" for i in range(len(linears) - 1)), "output"]
-    frozen: set[str] = set()
-    blocks, vectors, start = [], [], 0
-    for i, (name, layer) in enumerate(linears):
-        shape = (layer.out_features, layer.in_features)
-        weight, bias = _join(name, "weight"), _join(name, "bias")
-        if pattern.fullmatch(weight):
-            block = WeightBlock(weight, names[i], names[i + 1], *shape, (), shape, start)
-            blocks.append(block)
-            start += block.numel
-        else:
-            frozen |= {names[i], names[i + 1]}
-        if layer.bias is not None and pattern.fullmatch(bias):
-            vectors.append(GroupVector(bias, names[i + 1], "bias", shape[0], start))
-            start += shape[0]
-        elif layer.bias is not None:
-            frozen.add(names[i + 1])
-    if not blocks and not vectors:
-        raise ValueError(f"select={select!r} matches no parameter of the network")
-
-    def role(i: int) -> Role:
-        if i in (0, len(linears)):
-            return "output" if i else "input"
-        return "input" if names[i] in frozen else "hidden"
-
-    groups = tuple(
-        NeuronGroup(name, size, role(i), [*activations, output_activation][i])
-        for i, (name, size) in enumerate(zip(names, sizes, strict=True))
-    )
     template = copy.deepcopy(module).eval().requires_grad_(False)
-    return WeightSpace(groups, tuple(blocks), tuple(vectors), template=template)
+    example = example_vectors(template) if example_input is None else example_input
+    tracing = Tracing(template)
+    tracing.run(example)
+    return _build(tracing, template, tuple(example.shape[1:]), output_activation, select)
 
 
-def _read(module: nn.Module) -> tuple[list[tuple[str, nn.Linear]], list[str]]:
-    """Linear layers by name, and the activation of the input and of every hidden group."""
-    linears: list[tuple[str, nn.Linear]] = []
-    activations: list[str] = []
-    pending: str | None = None
-    known = {cls: name for name, cls in ACTIVATIONS.items()}
-    for name, layer in _leaves(module):
-        what = f"{type(layer).__name__} at {name or 'the top'!r}"
-        if type(layer) is nn.Linear:
-            activations.append(pending or "identity")
-            linears.append((name, layer))
-            pending = None
-        elif type(layer) in known:
-            if pending is not None or not linears:
-                where = "directly after another activation" if linears else "before the first Linear"
-                raise UnsupportedModuleError(f"{what} stands {where}")
-            pending = known[type(layer)]
-        elif type(layer) not in PASS_THROUGH:
-            supported = ["Sequential", "Linear", *(c.__name__ for c in (*PASS_THROUGH, *known))]
-            raise UnsupportedModuleError(f"{what} is not supported; supported are {', '.join(supported)}")
-    if not linears:
-        raise UnsupportedModuleError(f"{type(module).__name__} has no Linear layer")
-    if pending is not None:
-        raise UnsupportedModuleError(f"the network ends in {pending}; it must end in a Linear layer (logits or values)")
-    for (name, before), (other, after) in pairwise(linears):
-        if before.out_features != after.in_features:
+def example_vectors(module: nn.Module) -> Tensor:
+    """Two standard normal vectors for a network whose first layer is a Linear.
+
+    Raises:
+        UnsupportedModuleError: where it is not, so that the shape of an input cannot be known.
+    """
+    first = next((m for m in module.modules() if next(m.parameters(recurse=False), None) is not None), None)
+    if first is None:
+        raise UnsupportedModuleError(f"{type(module).__name__} has no layer with weights")
+    if not isinstance(first, nn.Linear):
+        raise UnsupportedModuleError(
+            f"the first layer of {type(module).__name__} is {type(first).__name__} and not Linear: give an "
+            "example_input (in a description, input_shape)"
+        )
+    values = torch.randn(2, first.in_features, generator=torch.Generator().manual_seed(0))
+    return values.to(first.weight)
+
+
+class Tracing:
+    """One walk through a network.
+
+    Args:
+        module: The network, in eval mode.
+
+    Attributes:
+        drafts: Pieces found so far, by tensor and place in it.
+        scales: All factors found so far.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.drafts: dict[tuple[str, int, int], Draft] = {}
+        self.scales: list[Scale] = []
+        self._names: dict[int, str] = {}
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            self._names.setdefault(id(tensor), name)
+        self._count = 0
+        self._inputs: dict[int, Segment] = {}
+
+    def run(self, example: Tensor) -> None:
+        """Label every activation."""
+        graph = _graph(self.module)
+        interpreter = _Labeller(graph, self)
+        parameter = next(self.module.parameters(), None)
+        if parameter is not None and example.is_floating_point():
+            example = example.to(parameter)
+        with torch.no_grad():
+            interpreter.run(example)
+
+    def neurons(self, size: int, fixed: bool = False) -> Neurons:
+        """A new class of neurons."""
+        self._count += 1
+        return Neurons(size, self._count, fixed)
+
+    def scale(self, neurons: Neurons, fixed: bool = False) -> Scale:
+        """New factors of a class of neurons."""
+        self._count += 1
+        self.scales.append(Scale(neurons, self._count, fixed=fixed))
+        return self.scales[-1]
+
+    def segment(self, neurons: Neurons, fixed: bool = False) -> Segment:
+        """A class of neurons with new factors."""
+        return Segment(neurons, self.scale(neurons, fixed))
+
+    def input(self, size: int) -> Segment:
+        """Neurons of the network's input, whose order and scale are what they are."""
+        if size not in self._inputs:
+            neurons = self.neurons(size, fixed=True)
+            neurons.inputs = True
+            self._inputs[size] = self.segment(neurons, fixed=True)
+        return self._inputs[size]
+
+    def param(self, tensor: Tensor | None) -> Param | None:
+        """A parameter or buffer by its (first) name."""
+        if tensor is None:
+            return None
+        return Param(self._names[id(tensor)], tuple(tensor.shape))
+
+    def draft(self, draft: Draft) -> None:
+        """Note a piece; one that was met before, since layers share it, ties both places together.
+
+        Raises:
+            UnsupportedModuleError: where a tensor is used in two ways.
+        """
+        known = self.drafts.setdefault((draft.tensor.name, draft.row, draft.column), draft)
+        if known is not draft:
+            known.tie(draft)
+
+
+class _Labeller(fx.Interpreter):
+    """Runs the graph on real values and keeps a mark for every node."""
+
+    def __init__(self, graph: fx.GraphModule, tracing: Tracing) -> None:
+        super().__init__(graph)
+        self.tracing = tracing
+        self.marks: dict[fx.Node, Mark] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's value; its mark is kept on the side."""
+        result = super().run_node(n)
+        try:
+            self.marks[n] = self._mark(n, result)
+        except UnsupportedModuleError as error:
+            what = type(self.fetch_attr(str(n.target))).__name__ if n.op == "call_module" else operations.name_of(n)
+            where = f" (module {n.target!r})" if n.op == "call_module" else ""
+            raise UnsupportedModuleError(f"node {n.name!r}{where}: {what}: {error}") from error
+        return result
+
+    def _mark(self, n: fx.Node, result: Any) -> Mark:
+        if n.op == "get_attr":
+            value = self.fetch_attr(str(n.target))
+            return self.tracing.param(value) if isinstance(value, nn.Parameter) else None
+        if n.op == "placeholder":
+            return None
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        marks = fx.node.map_arg(n.args, lambda a: self.marks[a])
+        named = fx.node.map_arg(n.kwargs, lambda a: self.marks[a])
+        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        call = Call(self.tracing, module, n.name, args, kwargs, marks, named, result)
+        if n.op == "output":
+            operations.output(call)
+            return None
+        if module is not None:
+            return rule_for(module, call)(call)
+        if not any(isinstance(mark, Label | Param) for mark in call.flat_marks()):
+            return None
+        return operations.rule_of(n)(call)
+
+
+def rule_for(module: nn.Module, call: Call) -> Callable[[Call], Mark]:
+    """The rule of a layer, by its exact type.
+
+    Raises:
+        UnsupportedModuleError: where there is none.
+    """
+    rule = layers.MODULES.get(type(module)) or operations.MODULES.get(type(module))
+    if rule is None:
+        known = ", ".join(sorted({cls.__name__ for cls in (*layers.MODULES, *operations.MODULES)}))
+        raise UnsupportedModuleError(f"this layer is not supported; supported are {known}")
+    return rule
+
+
+class _Tracer(fx.Tracer):
+    """Treats the layers that have rules, and all others of torch.nn, as single operations."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            type(m) in layers.MODULES
+            or type(m) in operations.MODULES
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+
+def _graph(module: nn.Module) -> fx.GraphModule:
+    if type(module) in layers.MODULES or type(module) in operations.MODULES:
+        module = nn.Sequential(module)
+    try:
+        return fx.GraphModule(module, _Tracer().trace(module))
+    except (fx.proxy.TraceError, TypeError, NotImplementedError) as error:
+        raise UnsupportedModuleError(
+            f"{type(module).__name__} cannot be written as a graph: {error}; control flow that depends on data is not "
+            "supported"
+        ) from error
+
+
+def _build(
+    tracing: Tracing, template: nn.Module, input_shape: tuple[int, ...], output_activation: str, select: str | None
+) -> WeightSpace:
+    drafts = list(tracing.drafts.values())
+    pattern = re.compile(select if select is not None else ".*")
+    kept = [draft for draft in drafts if pattern.fullmatch(draft.tensor.name)]
+    if not any(not draft.buffer for draft in kept):
+        raise ValueError(f"select={select!r} matches no parameter of the network")
+    for draft in drafts:
+        if draft not in kept:
+            draft.freeze()
+    groups = _groups(drafts, kept, output_activation)
+    rescalings = _rescalings(tracing.scales, kept, {n: g.name for n, g in groups.items()})
+    pieces = _place(kept, groups, rescalings)
+    return WeightSpace(
+        tuple(groups.values()),
+        tuple(p for p in pieces if isinstance(p, WeightBlock)),
+        tuple(p for p in pieces if isinstance(p, GroupVector) and not p.kind.startswith("running")),
+        tuple(p for p in pieces if isinstance(p, GroupVector) and p.kind.startswith("running")),
+        tuple(rescalings.values()),
+        input_shape,
+        template=template,
+    )
+
+
+def _groups(drafts: Sequence[Draft], kept: Sequence[Draft], output_activation: str) -> dict[Neurons, NeuronGroup]:
+    """A group for every class of neurons that a kept piece touches; outputs last."""
+    found = sorted({n for draft in drafts for n in draft.neurons()}, key=lambda n: (n.outputs, n.order))
+    counts = {"input": 0, "hidden": 0, "output": 0}
+    touched = {n for draft in kept for n in draft.neurons()}
+    keys: dict[Parts, str] = {}
+    for parts in _divided(found):
+        parts.across = parts.across and not any(n.fixed for n in found if n.parts and n.parts.find() is parts)
+    shared = [parts for parts in set(_divided(found)) if _divided(found).count(parts) > 1]
+    keys.update((parts, f"parts{i + 1}") for i, parts in enumerate(sorted(shared, key=_divided(found).index)))
+    groups = {}
+    for neurons in found:
+        kind = "output" if neurons.outputs else "input" if neurons.inputs else "hidden"
+        counts[kind] += 1
+        name = f"{kind}{counts[kind]}" if kind == "hidden" or counts[kind] > 1 else kind
+        if neurons.outputs and neurons.inputs:
+            raise UnsupportedModuleError(f"{name!r} is an input and an output of the network at once")
+        if neurons in touched:
+            groups[neurons] = _group(neurons, name, output_activation, keys)
+    return groups
+
+
+def _divided(found: Sequence[Neurons]) -> list[Parts]:
+    """The divisions of some neurons, one entry for each that has one."""
+    return [neurons.parts.find() for neurons in found if neurons.parts is not None]
+
+
+def _group(neurons: Neurons, name: str, output_activation: str, keys: dict[Parts, str]) -> NeuronGroup:
+    if neurons.outputs:
+        if neurons.activation is not None:
             raise UnsupportedModuleError(
-                f"{other!r} reads {after.in_features} features but {name!r} gives {before.out_features}"
+                f"the network ends in {neurons.activation}; it must end in a layer that gives logits or values"
             )
-    if len({id(p) for _, layer in linears for p in layer.parameters()}) != sum(1 for _ in _all(linears)):
-        raise UnsupportedModuleError("layers that share a parameter are not supported")
-    return linears, activations
+        return NeuronGroup(name, neurons.size, "output", output_activation)
+    activation = neurons.activation or "identity"
+    if neurons.fixed:
+        return NeuronGroup(name, neurons.size, "input", activation)
+    partition = None
+    if neurons.parts is not None:
+        parts = neurons.parts.find()
+        partition = Partition(parts.count, parts.across, True, keys.get(parts, ""))
+    return NeuronGroup(name, neurons.size, "hidden", activation, partition)
 
 
-def _all(linears: list[tuple[str, nn.Linear]]) -> Iterator[nn.Parameter]:
-    return (p for _, layer in linears for p in layer.parameters())
+def _rescalings(scales: Sequence[Scale], kept: Sequence[Draft], names: Mapping[Neurons, str]) -> dict[Scale, Rescaling]:
+    """The families of factors that are not all 1, each named by the first tensor that carries it."""
+    carriers: dict[Scale, str] = {}
+    for draft in kept:
+        for scale in draft.scales():
+            carriers.setdefault(scale, draft.tensor.name)
+    free = {scale.find() for scale in scales if scale.find() in carriers}
+    found = {}
+    for scale in sorted(free, key=lambda scale: scale.order):
+        scaling, neurons = scale.scaling, scale.neurons.find()
+        if scaling is not None:
+            size = scale.count if scale.count is not None else neurons.size
+            found[scale] = Rescaling(carriers[scale], names[neurons], scaling, size)
+    return found
 
 
-def _leaves(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    if type(module) is not nn.Sequential:
-        yield prefix, module
-        return
-    # Not named_children(), which passes over a module that stands in two places.
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from _leaves(child, _join(prefix, name))
-
-
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
+def _place(
+    kept: Sequence[Draft], groups: Mapping[Neurons, NeuronGroup], rescalings: Mapping[Scale, Rescaling]
+) -> list[WeightBlock | GroupVector]:
+    """Pieces with the offsets of their tensors: parameters in forward order, then running statistics."""
+    starts: dict[str, int] = {}
+    end = 0
+    for draft in sorted(kept, key=lambda draft: draft.buffer):
+        if draft.tensor.name not in starts:
+            starts[draft.tensor.name] = end
+            end += draft.tensor.numel
+    names = {neurons: group.name for neurons, group in groups.items()}
+    factors = {scale: rescaling.name for scale, rescaling in rescalings.items()}
+    return [draft.piece(starts[draft.tensor.name], names, factors) for draft in kept]

@@ -1,0 +1,115 @@
+"""Proof by trial: a network's outputs do not change under the symmetries that were read off it.
+
+Every tensor of the space is given random values first (norm weights of 1 and biases of 0, as networks start with, hide
+mistakes), in float64.  Then random permutations of all groups, structured ones where only these are allowed, and random
+factors of all rescalings must leave every output where it was.  Where they do not, each group and each rescaling is
+tried alone, to name the one that fails.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wsflow.weightspace.space import WeightSpace
+from wsflow.weightspace.symmetry import random_permutations, random_scales
+
+TOLERANCE = 1e-9
+"""Largest change of an output, over the largest output."""
+
+
+class SymmetryError(ValueError):
+    """A symmetry that changes the network's function."""
+
+
+def check_symmetries(
+    space: WeightSpace, module: nn.Module, example_input: Tensor | None = None, trials: int = 2, seed: int = 0
+) -> None:
+    """Raise unless random permutations and rescalings leave a network's outputs unchanged.
+
+    Args:
+        space: The weight space that was read off the network.
+        module: The network; it is copied.
+        example_input: (N, ...); standard normal inputs of the space's shape unless given.
+        trials: Random networks and symmetries to try.
+        seed: Of the random numbers.
+
+    Raises:
+        SymmetryError: where an output changes by more than 1e-9 of the largest one, with the group or the rescaling.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    network = copy.deepcopy(module).cpu().double().eval().requires_grad_(False)
+    if example_input is None:
+        if space.input_shape is None:
+            raise ValueError("check_symmetries needs an example_input: the space does not know the shape of one")
+        example_input = torch.randn(2, *space.input_shape, generator=generator)
+    example = example_input.cpu().double() if example_input.is_floating_point() else example_input.cpu()
+    for _ in range(trials):
+        theta = _random_network(space, network, generator)
+        before = _outputs(space, network, theta, example)
+        _compare(space, network, theta, example, before, generator)
+
+
+def _compare(
+    space: WeightSpace, network: nn.Module, theta: Tensor, example: Tensor, before: Tensor, generator: torch.Generator
+) -> None:
+    perms, scales = random_permutations(space, 1, generator), [s.double() for s in random_scales(space, 1, generator)]
+    identity = [torch.arange(group.size)[None] for group in space.hidden]
+    ones = [torch.ones_like(scale) for scale in scales]
+
+    def error(perms: list[Tensor], scales: list[Tensor]) -> float:
+        moved = space.permute(space.rescale(theta[None], scales), perms)[0]
+        after = _outputs(space, network, moved, example)
+        return float((after - before).abs().max() / before.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
+
+    if error(perms, scales) <= TOLERANCE:
+        return
+    for i, group in enumerate(space.hidden):
+        wrong = error([*identity[:i], perms[i], *identity[i + 1 :]], ones)
+        if not wrong <= TOLERANCE and not (group.partition and group.partition.key):
+            raise SymmetryError(f"permuting group {group.name!r} changes the outputs by {wrong:.1e} of the largest one")
+    for i, rescaling in enumerate(space.rescalings):
+        wrong = error(identity, [*ones[:i], scales[i], *ones[i + 1 :]])
+        if not wrong <= TOLERANCE:
+            raise SymmetryError(
+                f"rescaling {rescaling.name!r} of group {rescaling.group!r} changes the outputs by {wrong:.1e} of the "
+                "largest one"
+            )
+    raise SymmetryError(f"the symmetries change the outputs by {error(perms, scales):.1e} of the largest one")
+
+
+def _random_network(space: WeightSpace, network: nn.Module, generator: torch.Generator) -> Tensor:
+    """An extended vector (D + D_b,): the network's own numbers, each tensor with noise of its size."""
+    theta = space.flatten(network.state_dict(), buffers=True)
+    variances = torch.cat([torch.empty(0, dtype=torch.long), *(_variances(space))])
+    for tensor in (*space.tensors, *space.buffer_tensors):
+        part = theta[tensor.slice]
+        size = part.square().mean().sqrt()
+        noise = torch.randn(part.shape, generator=generator, dtype=torch.float64)
+        theta[tensor.slice] = part + (size if size > 0 else 0.1) * noise
+    theta[variances] = 0.1 + theta[variances].abs()
+    return theta
+
+
+def _variances(space: WeightSpace) -> Iterator[Tensor]:
+    return (torch.arange(b.slice.start, b.slice.stop) for b in space.buffers if b.kind == "running_var")
+
+
+def _outputs(space: WeightSpace, network: nn.Module, theta: Tensor, example: Tensor) -> Tensor:
+    """All outputs of the network with the weights ``theta`` in one vector."""
+    network.load_state_dict(space.unflatten(theta), strict=False)
+    with torch.no_grad():
+        return torch.cat([value.flatten() for value in _tensors(network(example))])
+
+
+def _tensors(outputs: Any) -> Iterator[Tensor]:
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, dict):
+        yield from (tensor for value in outputs.values() for tensor in _tensors(value))
+    elif isinstance(outputs, list | tuple):
+        yield from (tensor for value in outputs for tensor in _tensors(value))

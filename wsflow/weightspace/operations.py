@@ -1,0 +1,320 @@
+"""How operations without layers of their own pass neurons on.
+
+- elementwise functions keep the order and limit the factors (Godfrey et al. 2022): positive for ReLU and its kin, signs
+  for odd functions, none for the rest;
+- pooling and everything that acts on other axes keeps the neurons;
+- sums tie what they add; concatenation lays segments side by side; flattening gives each neuron several positions;
+- a constant that differs from channel to channel, or the network's input, gives the neurons it meets a fixed order.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from wsflow.weightspace.calls import Call, Draft, Mark, Param
+from wsflow.weightspace.elements import Scaling
+from wsflow.weightspace.labels import Label, UnsupportedModuleError, merge
+from wsflow.weightspace.layers import affine, convolve
+from wsflow.weightspace.reshaping import reshaped
+
+Rule = Callable[[Call], Mark]
+
+ACTIVATIONS: dict[str, tuple[type[nn.Module] | None, Scaling | None]] = {
+    "relu": (nn.ReLU, "positive"),
+    "leaky_relu": (nn.LeakyReLU, "positive"),
+    "rrelu": (nn.RReLU, "positive"),
+    "tanh": (nn.Tanh, "sign"),
+    "softsign": (nn.Softsign, "sign"),
+    "tanhshrink": (nn.Tanhshrink, "sign"),
+    "softshrink": (nn.Softshrink, "sign"),
+    "hardshrink": (nn.Hardshrink, "sign"),
+    "sin": (None, "sign"),
+    "gelu": (nn.GELU, None),
+    "silu": (nn.SiLU, None),
+    "mish": (nn.Mish, None),
+    "elu": (nn.ELU, None),
+    "selu": (nn.SELU, None),
+    "celu": (nn.CELU, None),
+    "softplus": (nn.Softplus, None),
+    "sigmoid": (nn.Sigmoid, None),
+    "logsigmoid": (nn.LogSigmoid, None),
+    "relu6": (nn.ReLU6, None),
+    "hardtanh": (nn.Hardtanh, None),
+    "hardswish": (nn.Hardswish, None),
+    "hardsigmoid": (nn.Hardsigmoid, None),
+    "softmax": (nn.Softmax, None),
+    "log_softmax": (nn.LogSoftmax, None),
+}
+"""Activations by the name that a neuron group carries, with the factors they commute with (Godfrey et al. 2022)."""
+
+
+def activation(name: str, scaling: Scaling | None) -> Rule:
+    """The rule of an elementwise function."""
+
+    def rule(call: Call) -> Mark:
+        label = call.label
+        if label is None:
+            return None
+        label.limit(scaling)
+        for segment in label.segments:
+            neurons = segment.neurons.find()
+            neurons.activation = neurons.activation or name
+        return label
+
+    return rule
+
+
+def keep(call: Call) -> Mark:
+    """What leaves neurons and factors as they are."""
+    return call.label
+
+
+def largest(call: Call) -> Mark:
+    """Maxima over positions: positive factors only."""
+    label = call.label
+    if label is not None:
+        label.limit("positive")
+    return label
+
+
+def forget(call: Call) -> Mark:
+    """Sizes and other plain values."""
+    return None
+
+
+def add(call: Call) -> Mark:
+    """Sums and differences."""
+    return _combine(call, multiply=False)
+
+
+def multiply(call: Call) -> Mark:
+    """Products and quotients."""
+    return _combine(call, multiply=True)
+
+
+def _combine(call: Call, multiply: bool) -> Mark:
+    values, marks = call.args[:2], call.marks[:2]
+    labels = [mark for mark in marks if isinstance(mark, Label)]
+    if not labels:
+        raise UnsupportedModuleError("parameters are combined with constants before they meet an activation")
+    if len(labels) == 2:
+        label = merge(_aligned(labels, values), f"{call.name!r}", scales=not multiply)
+        if multiply:
+            for one in labels:
+                one.limit(None)
+        return label
+    place = 0 if isinstance(marks[0], Label) else 1
+    label, other, mark = labels[0], values[1 - place], marks[1 - place]
+    label = label.at(label.axis + call.result.ndim - values[place].ndim)
+    if isinstance(mark, Param):
+        return _with_parameter(call, label, other, mark, multiply)
+    return _with_constant(call, label, other, multiply)
+
+
+def _aligned(labels: list[Label], values: tuple[Any, ...]) -> list[Label]:
+    """Labels with axes counted as broadcasting does."""
+    ndim = max(value.ndim for value in values)
+    return [label.at(label.axis + ndim - value.ndim) for label, value in zip(labels, values, strict=True)]
+
+
+def _axis_of(call: Call, label: Label, other: Tensor) -> int:
+    """The axis of ``other`` that meets the channels, negative if it has none there."""
+    return label.axis - (call.result.ndim - other.ndim)
+
+
+def _with_constant(call: Call, label: Label, other: Any, multiply: bool) -> Mark:
+    if isinstance(other, Tensor):
+        axis = _axis_of(call, label, other)
+        if axis >= 0 and other.shape[axis] > 1:
+            label.fix()
+    if not multiply:
+        label.limit(None)
+    return label
+
+
+def _with_parameter(call: Call, label: Label, other: Tensor, param: Param, multiply: bool) -> Mark:
+    axis, tracing = _axis_of(call, label, other), call.tracing
+    if prod(other.shape) != param.numel:
+        raise UnsupportedModuleError(f"the parameter {param.name!r} is expanded in a way that is not supported")
+    if axis < 0 or other.shape[axis] == 1:
+        lone = tracing.segment(tracing.neurons(1, fixed=True), fixed=True)
+        tracing.draft(Draft(param, lone, kind="slope", kernel=(param.numel,)))
+        if not multiply:
+            label.limit(None)
+        return label
+    before, behind = prod(other.shape[:axis]), prod(other.shape[axis + 1 :])
+    if other.shape[axis] != label.length or (before > 1 and behind > 1):
+        raise UnsupportedModuleError(f"the parameter {param.name!r} of shape {param.shape} has axes on both sides")
+    segments, row = [], 0
+    for segment in label.segments:
+        neurons, kernel = segment.neurons.find(), segment.kernel + (max(before, behind),)
+        if before > 1 and segment.kernel:
+            raise UnsupportedModuleError(f"the parameter {param.name!r} meets flattened neurons")
+        target = segment.rescaled(tracing.scale(neurons)) if multiply else segment
+        for scale in (segment.scale.find(), target.scale.find()):
+            scale.diagonal = scale.diagonal or multiply
+        source, kind = (segment, "kernel") if multiply else (None, "embedding")
+        tracing.draft(Draft(param, target, source, kind, kernel, row, leading=before > 1))  # type: ignore[arg-type]
+        row += segment.length * behind
+        segments.append(target)
+    return Label(label.axis, tuple(segments))
+
+
+def concatenate(call: Call) -> Mark:
+    """Segments side by side along the channel axis; along another axis, all parts permute and rescale alike."""
+    values, marks = call.args[0], call.marks[0]
+    axis = call.arg(1, "dim", 0) % call.result.ndim
+    labels = [mark for mark in marks if isinstance(mark, Label)]
+    if not labels:
+        raise UnsupportedModuleError("parameters are concatenated before they meet an activation")
+    if axis == labels[0].axis:
+        if any(isinstance(mark, Param) for mark in marks):
+            raise UnsupportedModuleError("a parameter cannot be concatenated along the channel axis")
+        pairs = zip(values, marks, strict=True)
+        parts = [m if m is not None else Label(axis, (call.tracing.input(v.shape[axis]),)) for v, m in pairs]
+        return Label(axis, tuple(segment for part in parts for segment in part.segments))
+    label = merge(labels, f"{call.name!r}")
+    for value, mark in zip(values, marks, strict=True):
+        if isinstance(mark, Param):
+            _with_parameter(call, label, _once(value, mark), mark, multiply=False)
+        elif mark is None:
+            _with_constant(call, label, value, multiply=False)
+    return label
+
+
+def _once(value: Tensor, param: Param) -> Tensor:
+    """An expanded parameter without the copies along its first axis."""
+    return value[:1] if value.shape[0] > 1 and prod(value.shape[1:]) == param.numel else value
+
+
+def expand(call: Call) -> Mark:
+    """Copies along axes of size 1."""
+    mark = call.mark(0, "input")
+    if isinstance(mark, Label):
+        return mark.at(mark.axis + call.result.ndim - call.input.ndim)
+    return mark
+
+
+def select(call: Call) -> Mark:
+    """``x[...]``: along other axes than the channels'; an entry of a tuple."""
+    mark, value, index = call.marks[0], call.args[0], call.args[1]
+    if isinstance(mark, tuple):
+        return mark[index]
+    if not isinstance(mark, Label) or not isinstance(value, Tensor):
+        return None
+    entries = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis in [e for e in entries if not isinstance(e, Tensor)]:
+        raise UnsupportedModuleError("an index with ... is not supported")
+    if any(not isinstance(e, int | slice) for e in entries):
+        raise UnsupportedModuleError("only integers and slices are supported as an index")
+    entries += [slice(None)] * (value.ndim - len(entries))
+    if entries[mark.axis] != slice(None):
+        raise UnsupportedModuleError("takes a part of the channels")
+    return mark.at(mark.axis - sum(isinstance(e, int) for e in entries[: mark.axis]))
+
+
+def linear(call: Call) -> Mark:
+    """``torch.nn.functional.linear``."""
+    weight, bias = call.mark(1, "weight"), call.mark(2, "bias")
+    return affine(call, call.label_on(-1), _parameter(weight, "weight"), bias)
+
+
+def convolution(call: Call) -> Mark:
+    """``torch.nn.functional.conv1d`` to ``conv3d``."""
+    weight, bias = call.mark(1, "weight"), call.mark(2, "bias")
+    return convolve(call, _parameter(weight, "weight"), bias, call.arg(6, "groups", 1))
+
+
+def _parameter(mark: Any, what: str) -> Param:
+    if not isinstance(mark, Param):
+        raise UnsupportedModuleError(f"its {what} is not a parameter but computed")
+    return mark
+
+
+def output(call: Call) -> None:
+    """The neurons of the network's outputs have a fixed order and scale."""
+    for mark in call.flat_marks():
+        if mark is None:
+            continue
+        if not isinstance(mark, Label):
+            raise UnsupportedModuleError("the network returns a parameter")
+        mark.fix()
+        for segment in mark.segments:
+            segment.neurons.find().outputs = True
+    if not any(isinstance(mark, Label) for mark in call.flat_marks()):
+        raise UnsupportedModuleError("the network's output does not come from a layer with weights")
+
+
+def name_of(node: fx.Node) -> str:
+    """An operation's name: a method's, or a function's."""
+    return str(getattr(node.target, "__name__", node.target)).removesuffix("_") or "output"
+
+
+def rule_of(node: fx.Node) -> Rule:
+    """The rule of a function or method.
+
+    Raises:
+        UnsupportedModuleError: where there is none, or the function only has the name of a known one.
+    """
+    name = name_of(node)
+    rule = FUNCTIONS.get(name)
+    places = (torch, nn.functional, operator, Tensor)
+    known = (
+        node.op == "call_method"
+        or name in FOREIGN
+        or any(getattr(place, n, None) is node.target for place in places for n in (name, f"{name}_"))
+    )
+    if rule is None or not (known or node.target is getattr):
+        raise UnsupportedModuleError("this operation is not supported")
+    return rule
+
+
+FOREIGN = ("stochastic_depth",)
+"""Functions of torchvision that do nothing in evaluation."""
+
+_POOLS = [f"{kind}{d}d" for kind in ("avg_pool", "adaptive_avg_pool", "lp_pool") for d in (1, 2, 3)]
+_MAXIMA = [f"{kind}{d}d" for kind in ("max_pool", "adaptive_max_pool") for d in (1, 2, 3)]
+_DROPOUTS = ["dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"]
+
+FUNCTIONS: dict[str, Rule] = {
+    **{name: activation(name, scaling) for name, (_, scaling) in ACTIVATIONS.items()},
+    **dict.fromkeys(["add", "iadd", "sub", "isub"], add),
+    **dict.fromkeys(["mul", "imul", "div", "truediv", "itruediv"], multiply),
+    **dict.fromkeys([*_POOLS, *_DROPOUTS, *FOREIGN, "contiguous", "clone", "neg", "interpolate", "pad"], keep),
+    **dict.fromkeys([*_MAXIMA, *(f"{name}_with_indices" for name in _MAXIMA)], largest),
+    **dict.fromkeys(
+        ["flatten", "view", "reshape", "unflatten", "permute", "transpose", "squeeze", "unsqueeze"], reshaped
+    ),
+    **dict.fromkeys(["mean", "sum", "amax"], reshaped),
+    **dict.fromkeys(["size", "dim", "getattr", "numel"], forget),
+    **dict.fromkeys(["cat", "concat", "concatenate"], concatenate),
+    **dict.fromkeys(["conv1d", "conv2d", "conv3d"], convolution),
+    "getitem": select,
+    "expand": expand,
+    "linear": linear,
+}
+"""Rules of functions and methods by name; in-place forms, with an underscore, have the same."""
+
+_KEPT = [
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.LPPool2d, nn.Upsample, nn.ZeroPad2d, nn.ReflectionPad2d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.ReplicationPad2d, nn.CircularPad2d),
+]
+_LARGEST = [
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+]
+
+MODULES: dict[type[nn.Module], Rule] = {
+    **{cls: activation(name, scaling) for name, (cls, scaling) in ACTIVATIONS.items() if cls is not None},
+    **dict.fromkeys(_KEPT, keep),
+    **dict.fromkeys(_LARGEST, largest),
+    **dict.fromkeys([nn.Flatten, nn.Unflatten], reshaped),
+}
+"""Rules of layers without parameters, by exact type."""

@@ -1,0 +1,82 @@
+r"""Running statistics of batch norm, recomputed for weights that never ran in training.
+
+A generated, averaged or merged network has no running statistics of its own.  One pass of some inputs (train images;
+never those it is judged on) gives them: batch norm normalises by the moments of the pass itself, and
+
+.. math:: m = \frac{1}{n} \sum_i x_i, \qquad v = \frac{1}{n - 1} \sum_i (x_i - m)^2
+
+over all inputs and positions of a channel are what torch would record with ``momentum=None`` (Jordan et al. 2023 show
+that merged networks need this).  Exactly as torch does, the pass itself divides by the biased variance.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+if TYPE_CHECKING:
+    from wsflow.weightspace.space import WeightSpace
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def without_statistics(module: nn.Module) -> nn.Module:
+    """A copy whose batch norms normalise by the moments of each batch, and record nothing."""
+    module = copy.deepcopy(module)
+    for layer in module.modules():
+        if isinstance(layer, NORMS):
+            layer.track_running_stats = False
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    return module
+
+
+def batch_statistics(space: WeightSpace, theta: Tensor, inputs: Tensor) -> Tensor:
+    """Extend networks by running statistics recomputed on some inputs.
+
+    Args:
+        space: Their weight space.
+        theta: (B, D), or extended; old statistics are dropped.
+        inputs: (N, ...), shared by all networks; train data.
+
+    Returns:
+        (B, D + D_b); ``theta`` itself for a space without batch norm.
+
+    Raises:
+        ValueError: where the weights do not fit the space.
+    """
+    space.check(theta)
+    theta = theta[..., : space.dim]
+    if not space.buffers:
+        return theta
+    template = without_statistics(space.template)
+    seen: dict[str, Tensor] = {}
+    for name, layer in template.named_modules():
+        if isinstance(layer, NORMS):
+            layer.register_forward_pre_hook(_recorder(name, seen))
+    frozen = {
+        name: value.to(theta) if value.is_floating_point() else value.to(theta.device)
+        for name, value in template.state_dict().items()
+        if name not in space.names
+    }
+
+    def single(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        functional_call(template, {**frozen, **weights}, (inputs.to(theta),))
+        return dict(seen)
+
+    found = torch.vmap(single)(space.unflatten(theta))
+    return torch.cat([theta, *(found[tensor.name] for tensor in space.buffer_tensors)], dim=1)
+
+
+def _recorder(name: str, seen: dict[str, Tensor]) -> Callable[[nn.Module, tuple[Tensor]], None]:
+    def record(_module: nn.Module, inputs: tuple[Tensor]) -> None:
+        axes = [axis for axis in range(inputs[0].ndim) if axis != 1]
+        prefix = f"{name}." if name else ""
+        seen[f"{prefix}running_mean"] = inputs[0].mean(axes)
+        seen[f"{prefix}running_var"] = inputs[0].var(axes)
+
+    return record
