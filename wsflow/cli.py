@@ -1,4 +1,4 @@
-"""The command line: ``wsflow fit | validate | test | collect | predict | evaluate | zoo``.
+"""The command line: ``wsflow fit | validate | test | collect | predict | evaluate | barrier | zoo``.
 
 ``fit``, ``validate`` and ``test`` are Lightning's, configured by YAML files that compose
 (``-c configs/mnist.yaml -c configs/geometry/geometric.yaml``) and by options that override them.  Everything that a
@@ -60,6 +60,9 @@ NOISE = re.compile(
     "Given value|Subtypes:|Errors:|Does not validate|Expected a (path|<class 'NoneType'>|<class 'list'>)"
 )
 """Lines of jsonargparse's errors that tell of attempts nobody meant."""
+
+APPENDED = re.compile(r"^--aligner(=(?!\[).*)?$")
+"""An aligner of several; a list in brackets replaces what came before."""
 
 STAGES = ("fit", "validate", "test")
 
@@ -220,6 +223,11 @@ def evaluate(args: Sequence[str]) -> None:
     _call(commands.evaluate, "evaluate", args)
 
 
+def barrier(args: Sequence[str]) -> None:
+    """Measure the loss on the lines between the networks of a zoo, before and after alignment."""
+    _call(commands.barrier, "barrier", [APPENDED.sub(r"--aligner+\1", arg) for arg in args])
+
+
 def zoo(args: Sequence[str]) -> None:
     """Look at zoos, check, merge or cut them."""
     parser = ArgumentParser(prog="wsflow zoo", description=zoo.__doc__ or "", exit_on_error=False)
@@ -246,6 +254,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "collect": (collect, collect.__doc__ or ""),
     "predict": (predict, predict.__doc__ or ""),
     "evaluate": (evaluate, evaluate.__doc__ or ""),
+    "barrier": (barrier, barrier.__doc__ or ""),
     "zoo": (zoo, zoo.__doc__ or ""),
 }
 

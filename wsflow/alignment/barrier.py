@@ -85,7 +85,7 @@ class Barriers:
     @property
     def standard_error(self) -> float:
         """Standard error of :attr:`mean` over runs, by the jackknife; infinite for two runs."""
-        ids, place = self.run.unique(return_inverse=True)
+        ids, place = torch.unique(self.run, return_inverse=True)
         if len(ids) < 3:
             return float("inf")
         i, j = self.between.nonzero(as_tuple=True)
@@ -141,12 +141,12 @@ def barriers(evaluate: Evaluate, theta: Tensor, run: Tensor | None = None, match
     run = torch.arange(len(theta)) if run is None else run.cpu()
     if theta.ndim != 2 or run.shape != theta.shape[:1]:
         raise ValueError(f"networks of shape {tuple(theta.shape)} do not fit runs of shape {tuple(run.shape)}")
-    if len(run.unique()) < 2:
+    if len(torch.unique(run)) < 2:
         raise ValueError("barriers need networks of at least two runs")
     ends = evaluate_all(evaluate, theta)
     first, second = torch.triu_indices(len(theta), len(theta), 1)
     parts = []
-    for i, j in zip(*(index.split(_rows(theta)) for index in (first, second)), strict=True):
+    for i, j in zip(*(torch.split(index, _rows(theta)) for index in (first, second)), strict=True):
         other = theta[j] if match is None else match(theta[j], theta[i])
         parts.append(_numbers(evaluate((theta[i] + other) / 2)))
     middles = {name: value.diag() for name, value in ends.items()}
@@ -173,7 +173,7 @@ def paths(evaluate: Evaluate, first: Tensor, second: Tensor, points: int = 11) -
         raise ValueError(f"networks of shapes {tuple(first.shape)} and {tuple(second.shape)} do not pair up")
     t = torch.linspace(0, 1, points, dtype=torch.float64)
     weights, parts = t.to(first), []
-    for index in torch.arange(len(first) * points).split(_rows(first)):
+    for index in torch.split(torch.arange(len(first) * points), _rows(first)):
         pair, point = index // points, index % points
         parts.append(_numbers(evaluate(torch.lerp(first[pair], second[pair], weights[point][:, None]))))
     scores = {name: torch.cat([part[name] for part in parts]).view(-1, points) for name in parts[0]}
@@ -182,7 +182,7 @@ def paths(evaluate: Evaluate, first: Tensor, second: Tensor, points: int = 11) -
 
 def evaluate_all(evaluate: Evaluate, theta: Tensor) -> dict[str, Tensor]:
     """Scores of any number of networks (N, D), each (N,), float64, on the CPU."""
-    parts = [_numbers(evaluate(part)) for part in theta.split(_rows(theta))]
+    parts = [_numbers(evaluate(part)) for part in torch.split(theta, _rows(theta))]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

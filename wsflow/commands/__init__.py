@@ -1,7 +1,8 @@
 """What the commands beside fit, validate and test do; :mod:`wsflow.cli` parses their arguments."""
 
+from wsflow.commands.barrier import barrier
 from wsflow.commands.collect import collect
 from wsflow.commands.evaluate import evaluate
 from wsflow.commands.predict import predict
 
-__all__ = ["collect", "evaluate", "predict"]
+__all__ = ["barrier", "collect", "evaluate", "predict"]
