@@ -90,3 +90,22 @@ def test_the_gaussian_task_is_measured_and_drawn(tmp_path: Path, monkeypatch: py
     assert exact["grand_mean"] == pytest.approx(1, abs=0.15)
     assert exact["rms_error_of_means"] == pytest.approx(50**-0.5, rel=0.3)
     assert (tmp_path / "out" / "gaussians.png").stat().st_size > 10_000
+
+
+def test_every_aligner_is_measured_to_every_target(tmp_path: Path) -> None:
+    import barrier
+
+    from wsflow.tasks import BreastCancer
+    from wsflow.zoo import Collector, EverySnapshot
+
+    collector = Collector(runs=3, epochs=2, snapshots=EverySnapshot(8))
+    case = barrier.Case(lambda: BreastCancer([30, 3, 2]), collector, 5, True, 64)
+    results, origin = barrier.measure(case, tmp_path / "zoo")
+    targets = dict.fromkeys(result.target for result in results)
+    assert len(results) == 1 + len(barrier.aligners()) * (len(targets) - 1)
+    assert len({result.label for result in results}) == len(results)
+    assert (origin["networks"], origin["runs"]) == (5, 3)
+    shown = barrier.best(results)
+    assert [result.target for result in shown] == list(targets)
+    assert shown[0] is results[0]
+    assert all(one.barriers.mean <= r.barriers.mean for one in shown for r in results if r.target == one.target)

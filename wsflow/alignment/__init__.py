@@ -1,6 +1,16 @@
-"""Alignment of networks to a reference."""
+"""Alignment of networks to a reference, and the loss on the lines between them."""
 
+from wsflow.alignment.barrier import Barriers, Paths, barriers, paths
 from wsflow.alignment.base import Aligner, check_same_functions, similarity
 from wsflow.alignment.weight_matching import WeightMatching
 
-__all__ = ["Aligner", "WeightMatching", "check_same_functions", "similarity"]
+__all__ = [
+    "Aligner",
+    "Barriers",
+    "Paths",
+    "WeightMatching",
+    "barriers",
+    "check_same_functions",
+    "paths",
+    "similarity",
+]

@@ -1,0 +1,105 @@
+"""How far each aligner lowers the loss on the lines between trained networks (the thesis's Figure 7.2).
+
+Three zoos are collected where they are absent, by one thread in a few minutes each: breast cancer 30-16-16-2 by the
+thesis's recipe (100 runs, Adam, 50 epochs, a snapshot every four steps after the first ten epochs, starts N(0, 0.1)),
+and MNIST 784-10-10 and 784-32-32-10 (50 runs of 20 epochs, the last snapshot of each).  Aligners see train data alone;
+losses are those of the test data.  Every aligner brings the networks near one of them, near the zoo's centre, and each
+pair near each other.
+
+Usage: ``python benchmarks/barrier.py [breast_cancer] [mnist_10] [mnist_32_32] [--zoos zoos/barrier]
+[--output runs/benchmarks/barrier]``; MNIST is looked for in WSFLOW_DATA, or ``data``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+
+from wsflow.alignment import Aligner, WeightMatching
+from wsflow.callbacks.barrier_figures import barrier_matrices, path_curves
+from wsflow.callbacks.figures import save
+from wsflow.commands.barrier import draw_finals, draw_snapshots, final_of
+from wsflow.commands.barrier_report import TABLE_WIDTH, render, write
+from wsflow.commands.connectivity import Connectivity, EachOther, Lines, OneNetwork, Target
+from wsflow.tasks import MNIST, BaseTask, BreastCancer
+from wsflow.zoo import Collector, EverySnapshot, Zoo
+
+
+class Case(NamedTuple):
+    """A zoo and what is drawn from it.
+
+    Attributes:
+        task: Makes the task.
+        collector: Of the zoo.
+        networks: How many are drawn.
+        snapshots: Whether any snapshots are drawn, not only the last ones.
+        batch_size: Train data points that an aligner's loss sees at a time.
+    """
+
+    task: Callable[[], BaseTask]
+    collector: Collector
+    networks: int
+    snapshots: bool
+    batch_size: int | None
+
+
+CASES = {
+    "breast_cancer": Case(
+        BreastCancer, Collector(runs=100, epochs=50, snapshots=EverySnapshot(4, 10)), 250, True, None
+    ),
+    "mnist_10": Case(partial(MNIST, [784, 10, 10]), Collector(runs=50, epochs=20), 50, False, 512),
+    "mnist_32_32": Case(partial(MNIST, [784, 32, 32, 10]), Collector(runs=50, epochs=20), 50, False, 512),
+}
+
+
+def aligners() -> list[Aligner]:
+    return [WeightMatching(), WeightMatching(restarts=5)]
+
+
+def measure(case: Case, path: Path, seed: int = 0) -> tuple[list[Connectivity], dict[str, object]]:
+    """All aligners to all targets, the networks as they are first; and what was measured."""
+    case.collector.collect(case.task(), path, progress=False)
+    zoo = Zoo.open(path)
+    rows = (draw_snapshots if case.snapshots else draw_finals)(zoo, case.networks, seed)
+    run = zoo.run[rows]
+    lines = Lines(case.task(), zoo.rows(rows), run, batch_size=case.batch_size, seed=seed)
+    targets: list[Target] = [OneNetwork(final_of(zoo, int(run[0]))), EachOther()]
+    results = [lines.measure()]
+    for aligner in aligners():
+        for target in targets:
+            results.append(lines.measure(aligner, target))
+            print(f"{results[-1].label}: {results[-1].barriers.mean:.4f}, {results[-1].seconds:.1f} s", flush=True)
+    origin = {"collector": case.collector.description, "networks": len(rows), "runs": len(torch.unique(run))}
+    return results, origin | {"seed": seed, "batch_size": case.batch_size, "reference": int(run[0])}
+
+
+def best(results: list[Connectivity]) -> list[Connectivity]:
+    """The networks as they are, and of each target the result with the lowest barrier."""
+    targets = dict.fromkeys(result.target for result in results)
+    return [min((r for r in results if r.target == target), key=lambda r: r.barriers.mean) for target in targets]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all by default")
+    parser.add_argument("--zoos", type=Path, default=Path("zoos/barrier"))
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/barrier"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in args.cases or CASES:
+        results, origin = measure(CASES[name], args.zoos / name)
+        folder = write(args.output / name, results, origin)
+        shown = best(results)
+        save(barrier_matrices({result.label: result.barriers for result in shown}), folder / "best-matrices.png")
+        save(path_curves({result.label: result.paths for result in shown}), folder / "best-curves.png")
+        Console(width=TABLE_WIDTH).print(name, render(results, "test"))
+
+
+if __name__ == "__main__":
+    main()
