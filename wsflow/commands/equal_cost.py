@@ -18,7 +18,7 @@ from wsflow.zoo.train import DataOrder, steps_per_epoch, train_runs
 FRESH = 2
 """What a seed is used for here; collectors use 0 and 1."""
 
-TRAINING = ("optimizer", "batch_size", "epochs", "initializer")
+TRAINING = ("optimizer", "batch_size", "epochs", "max_steps", "initializer")
 """Settings in which the parts of a merged zoo must agree to have one collector."""
 
 
@@ -55,17 +55,18 @@ def equal_cost(task: BaseTask, collector: Collector, seconds: float) -> EqualCos
         count = len(task.data("train")[0])
         each = steps_per_epoch(task, collector.batch_size)
 
-        def descend(epochs: int, step: int) -> Tensor:
+        def descend(steps: int) -> Tensor:
             order = DataOrder(count, collector.seed + 1, range(len(starts)))
-            optimizer, size, device = collector.optimizer, collector.batch_size, collector.device
-            return train_runs(task, starts, order, optimizer, epochs, size, [step], device).theta[:, 0]
+            plan = (collector.optimizer, -(-steps // each), collector.batch_size, [steps], collector.device)
+            return train_runs(task, starts, order, *plan, max_steps=steps).theta[:, 0]
 
-        descend(1, 1)
+        descend(1)
+        timed = min(each, collector.steps(task))
         begin = time.perf_counter()
-        descend(1, each)
-        step = int(budget * len(starts) / ((time.perf_counter() - begin) / each))
-        step = min(step, each * collector.epochs)
-        return descend(-(-step // each), step) if step else starts
+        descend(timed)
+        step = int(budget * len(starts) / ((time.perf_counter() - begin) / timed))
+        step = min(step, collector.steps(task))
+        return descend(step) if step else starts
 
     return EqualCostBaseline(train, seconds)
 

@@ -6,7 +6,7 @@ from wsflow.tasks.classification import ClassificationTask
 from wsflow.tasks.diabetes import Diabetes
 from wsflow.tasks.digits import Digits
 from wsflow.tasks.gaussians import Gaussians
-from wsflow.tasks.mnist import MNIST, FashionMNIST
+from wsflow.tasks.mnist import MNIST, ConvFashionMNIST, ConvMNIST, FashionMNIST
 from wsflow.tasks.regression import RegressionTask
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "BaseTask",
     "BreastCancer",
     "ClassificationTask",
+    "ConvFashionMNIST",
+    "ConvMNIST",
     "Diabetes",
     "Digits",
     "FashionMNIST",

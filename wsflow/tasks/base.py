@@ -6,6 +6,10 @@ scores of the averaged prediction :math:`\bar f(x_n) = \frac{1}{B} \sum_b f_{\th
 Networks and data points are streamed so that activations stay within a memory limit; means weigh every data point
 alike, whatever the batches.
 
+*Batch norm.*  Running statistics are no part of :math:`\theta`.  Wherever a task judges weights (B, D) it first
+recomputes them, for each network, on the same train inputs (:meth:`BaseTask.with_statistics`); validation and test
+inputs never enter.  An extended vector (B, D + D_b) is judged with the statistics it holds.
+
 A task of your own subclasses :class:`~wsflow.tasks.ClassificationTask` or :class:`~wsflow.tasks.RegressionTask` and
 gives two things: ``network``, the description of the base network, and ``load``, the data.
 """
@@ -22,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from wsflow.description import build, describe
-from wsflow.weightspace import Objective, WeightSpace
+from wsflow.weightspace import Objective, WeightSpace, batch_statistics
 
 SPLITS = ("train", "val", "test")
 """The names of the splits of a task's data."""
@@ -35,21 +39,24 @@ class BaseTask(ABC):
 
     Attributes:
         memory: Bytes that the activations of a streamed forward pass may take.
+        statistics_points: How many train inputs, the first ones, running statistics of batch norm are recomputed on.
         local: Init arguments that say where data lies on this machine and not what the task is; descriptions leave
             them out.
         has_data: Whether there is data to train on; without it, networks are drawn.
     """
 
     memory: int = 256 * 2**20
+    statistics_points: int = 1000
     local: ClassVar[tuple[str, ...]] = ()
     has_data: bool = True
 
     @property
     @abstractmethod
     def network(self) -> Mapping[str, Any]:
-        """The base network: ``{"class_path", "init_args", "output_activation"}``, plain data.
+        """The base network: ``{"class_path", "init_args", "output_activation", "input_shape"}``, plain data.
 
-        The class path names a function or class that returns the network and that can be imported.
+        The class path names a function or class that returns the network and that can be imported.  The shape of an
+        input, without the batch axis, can be left out where the first layer is linear.
         """
 
     @abstractmethod
@@ -133,7 +140,7 @@ class BaseTask(ABC):
         if self.has_data:
             return self.data("val")[0][:n]
         size = next(group.size for group in self.space.groups if group.role == "input")
-        return torch.randn(n, size, generator=torch.Generator().manual_seed(seed))
+        return torch.randn(n, *(self.space.input_shape or (size,)), generator=torch.Generator().manual_seed(seed))
 
     @cached_property
     def layer_sizes(self) -> list[int]:
@@ -150,15 +157,30 @@ class BaseTask(ABC):
             hook.remove()
         return sizes
 
+    def with_statistics(self, theta: Tensor) -> Tensor:
+        """Networks with running statistics of batch norm, recomputed on the first train inputs; differentiable.
+
+        Args:
+            theta: (B, D); extended vectors, and networks without batch norm, are given back as they are.
+
+        Returns:
+            (B, D + D_b).
+        """
+        if theta.shape[-1] == self.space.full_dim or not self.has_data:
+            return theta
+        inputs = self.data("train")[0][: self.statistics_points].to(theta)
+        nets = max(1, self.memory // (4 * max(self.layer_sizes) * len(inputs)))
+        return torch.cat([batch_statistics(self.space, part, inputs) for part in torch.split(theta, nets)])
+
     def logits(self, theta: Tensor, split: str) -> Tensor:
         """Outputs of B networks on a split, (B, N, C).
 
         Args:
-            theta: (B, D).
+            theta: (B, D), or extended by running statistics; so it is wherever a task takes weights.
             split: ``train``, ``val`` or ``test``.
         """
         inputs, _ = self.data(split)
-        inputs = inputs.to(theta)
+        inputs, theta = inputs.to(theta), self.with_statistics(theta)
         nets, points = self._chunks(len(theta), len(inputs))
         parts = torch.split(inputs, points)
         return torch.cat([torch.cat([self.space.forward(t, x) for x in parts], 1) for t in torch.split(theta, nets)])
@@ -218,6 +240,7 @@ class BaseTask(ABC):
         """Networks, data points, their logits and targets, chunk by chunk."""
         inputs, targets = self.data(split)
         inputs, targets = inputs.to(theta), targets.to(theta.device)
+        theta = self.with_statistics(theta)
         nets, points = self._chunks(len(theta), len(inputs))
         for i in range(0, len(theta), nets):
             for j in range(0, len(inputs), points):
@@ -248,5 +271,5 @@ class TaskObjective(Objective):
         if self.batch_size is not None:
             index = torch.randperm(len(inputs), generator=generator)[: self.batch_size]
             inputs, targets = inputs[index], targets[index]
-        logits = self.task.space.forward(theta, inputs.to(theta))
+        logits = self.task.space.forward(self.task.with_statistics(theta), inputs.to(theta))
         return self.task.loss(logits, targets.to(theta.device))

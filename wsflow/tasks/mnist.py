@@ -8,7 +8,6 @@ folder (``$XDG_CACHE_HOME/wsflow`` or ``~/.cache/wsflow``) are unpacked there.
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,27 +24,12 @@ class _Images(ClassificationTask):
     """Ten classes of 28x28 images in torchvision's format; 5,000 of the 60,000 train images are for validation."""
 
     local: ClassVar[tuple[str, ...]] = ("data_dir", "download")
+    source: ClassVar[str]
+    """Name of the torchvision class, and of the folder."""
 
-    def __init__(
-        self,
-        widths: Sequence[int] = (784, 10, 10),
-        data_dir: str | None = None,
-        split_seed: int = 0,
-        download: bool = False,
-    ) -> None:
-        self.widths = list(widths)
-        self.data_dir = data_dir if data_dir is not None else os.environ.get("WSFLOW_DATA", "data")
-        self.split_seed, self.download = split_seed, download
-
-    @property
-    def network(self) -> dict[str, Any]:
-        """A ReLU network with logits for ten classes."""
-        args = {"widths": self.widths}
-        return {"class_path": "wsflow.weightspace.mlp", "init_args": args, "output_activation": "softmax"}
-
-    @abstractmethod
-    def dataset(self) -> Any:
-        """The torchvision class."""
+    data_dir: str
+    split_seed: int
+    download: bool
 
     def load(self) -> dict[str, tuple[Tensor, Tensor]]:
         """55,000 train, 5,000 validation and 10,000 test images (1, 28, 28).
@@ -53,7 +37,9 @@ class _Images(ClassificationTask):
         Raises:
             ValueError: where the files are missing or damaged.
         """
-        dataset = self.dataset()
+        from torchvision import datasets
+
+        dataset = getattr(datasets, self.source)
         root = _unpacked(dataset, Path(self.data_dir), self.download)
         full, test = dataset(root, train=True), dataset(root, train=False)
         fractions = [1 - VALIDATION / len(full.data), VALIDATION / len(full.data)]
@@ -63,8 +49,60 @@ class _Images(ClassificationTask):
         scaled = standardise(*(part[:, None] for part in images), axes=(0, 1, 2, 3))
         return dict(zip(("train", "val", "test"), zip(scaled, labels, strict=True), strict=True))
 
+    def _where(self, data_dir: str | None, split_seed: int, download: bool) -> None:
+        self.data_dir = data_dir if data_dir is not None else os.environ.get("WSFLOW_DATA", "data")
+        self.split_seed, self.download = split_seed, download
 
-class MNIST(_Images):
+
+class _Perceptron(_Images):
+    def __init__(
+        self,
+        widths: Sequence[int] = (784, 10, 10),
+        data_dir: str | None = None,
+        split_seed: int = 0,
+        download: bool = False,
+    ) -> None:
+        self.widths = list(widths)
+        self._where(data_dir, split_seed, download)
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """A ReLU network with logits for ten classes."""
+        args = {"widths": self.widths}
+        return {"class_path": "wsflow.weightspace.mlp", "init_args": args, "output_activation": "softmax"}
+
+
+class _Convolutional(_Images):
+    def __init__(
+        self,
+        channels: Sequence[int] = (8, 10),
+        kernels: Sequence[int] = (4, 3),
+        strides: Sequence[int] = (4, 2),
+        paddings: Sequence[int] = (0, 1),
+        batch_norm: bool = False,
+        pool: bool = False,
+        data_dir: str | None = None,
+        split_seed: int = 0,
+        download: bool = False,
+    ) -> None:
+        self.channels, self.kernels, self.strides = list(channels), list(kernels), list(strides)
+        self.paddings, self.batch_norm, self.pool = list(paddings), batch_norm, pool
+        self._where(data_dir, split_seed, download)
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """A convolutional ReLU network with logits for ten classes."""
+        names = ("channels", "kernels", "strides", "paddings", "batch_norm", "pool")
+        args = {"input_shape": [1, 28, 28], **{name: getattr(self, name) for name in names}}
+        return {
+            "class_path": "wsflow.weightspace.cnn",
+            "init_args": args,
+            "output_activation": "softmax",
+            "input_shape": [1, 28, 28],
+        }
+
+
+class MNIST(_Perceptron):
     """Handwritten digits (LeCun et al. 1998): 55,000 train, 5,000 validation and 10,000 test images.
 
     Images are shifted and scaled by the train split's mean and standard deviation over all pixels.
@@ -76,14 +114,10 @@ class MNIST(_Images):
         download: Whether torchvision may download files that are not there.
     """
 
-    def dataset(self) -> Any:
-        """``torchvision.datasets.MNIST``."""
-        from torchvision.datasets import MNIST as Dataset  # noqa: N811
-
-        return Dataset
+    source = "MNIST"
 
 
-class FashionMNIST(_Images):
+class FashionMNIST(_Perceptron):
     """Clothes (Xiao et al. 2017): 55,000 train, 5,000 validation and 10,000 test images.
 
     Images are shifted and scaled by the train split's mean and standard deviation over all pixels.
@@ -96,11 +130,43 @@ class FashionMNIST(_Images):
         download: Whether torchvision may download files that are not there.
     """
 
-    def dataset(self) -> Any:
-        """``torchvision.datasets.FashionMNIST``."""
-        from torchvision.datasets import FashionMNIST as Dataset
+    source = "FashionMNIST"
 
-        return Dataset
+
+class ConvMNIST(_Convolutional):
+    """:class:`MNIST` with a convolutional base network (:func:`wsflow.weightspace.cnn`).
+
+    Args:
+        channels: Channels that each convolution puts out.
+        kernels: Side of each convolution's kernel.
+        strides: Stride of each convolution.
+        paddings: Zeros around the input of each convolution.
+        batch_norm: Whether batch norm follows each convolution.
+        pool: Whether the last layer reads each channel's mean, and not its whole map.
+        data_dir: As of :class:`MNIST`.
+        split_seed: Seed of the validation split.
+        download: Whether torchvision may download files that are not there.
+    """
+
+    source = "MNIST"
+
+
+class ConvFashionMNIST(_Convolutional):
+    """:class:`FashionMNIST` with a convolutional base network (:func:`wsflow.weightspace.cnn`).
+
+    Args:
+        channels: Channels that each convolution puts out.
+        kernels: Side of each convolution's kernel.
+        strides: Stride of each convolution.
+        paddings: Zeros around the input of each convolution.
+        batch_norm: Whether batch norm follows each convolution.
+        pool: Whether the last layer reads each channel's mean, and not its whole map.
+        data_dir: As of :class:`FashionMNIST`.
+        split_seed: Seed of the validation split.
+        download: Whether torchvision may download files that are not there.
+    """
+
+    source = "FashionMNIST"
 
 
 def _unpacked(dataset: Any, root: Path, download: bool) -> Path:

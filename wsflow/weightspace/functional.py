@@ -2,7 +2,8 @@
 
 ``torch.func.functional_call`` runs the architecture with the weights of one network and ``torch.vmap`` maps it over
 the batch: a linear layer becomes one batched matrix product, a convolution one grouped convolution.  The network runs
-as in evaluation: dropout passes its input through.
+as in evaluation: dropout passes its input through.  Outputs have derivatives by running statistics too, where these are
+given.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.func import functional_call
+
+from wsflow.weightspace.statistics import with_differentiable_statistics
 
 if TYPE_CHECKING:
     from wsflow.weightspace.space import WeightSpace
@@ -32,15 +35,17 @@ def forward(space: WeightSpace, theta: Tensor, inputs: Tensor, per_network: bool
     Raises:
         ValueError: where the weights do not fit the space.
     """
-    given = space.unflatten(theta)
+    given, template = space.unflatten(theta), space.template
+    if theta.shape[-1] > space.dim and torch.is_grad_enabled():
+        template = with_differentiable_statistics(template)
     frozen = {
         name: value.to(theta) if value.is_floating_point() else value.to(theta.device)
-        for name, value in space.template.state_dict().items()
+        for name, value in template.state_dict().items()
         if name not in given
     }
 
     def single(weights: dict[str, Tensor], x: Tensor) -> Tensor:
-        result: Tensor = functional_call(space.template, {**frozen, **weights}, (x,))
+        result: Tensor = functional_call(template, {**frozen, **weights}, (x,))
         return result
 
     return torch.vmap(single, (0, 0 if per_network else None))(given, inputs)

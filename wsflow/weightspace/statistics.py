@@ -35,6 +35,39 @@ def without_statistics(module: nn.Module) -> nn.Module:
     return module
 
 
+class Standardise(nn.Module):
+    """Batch norm in evaluation, written out; torch's own has no derivative by its statistics.
+
+    Args:
+        norm: The layer, whose tensors this one has under the same names.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        self.weight, self.bias = norm.weight, norm.bias
+        for name in ("running_mean", "running_var"):
+            self.register_buffer(name, getattr(norm, name))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardised channels (N, C, ...)."""
+        shape = (1, -1, *(1,) * (x.ndim - 2))
+        mean, scale = self.running_mean.view(shape), (self.running_var + self.eps).rsqrt().view(shape)
+        y: Tensor = (x - mean) * scale
+        return y if self.weight is None else torch.addcmul(self.bias.view(shape), y, self.weight.view(shape))
+
+
+def with_differentiable_statistics(module: nn.Module) -> nn.Module:
+    """A copy whose batch norms have derivatives by their running statistics."""
+    module = copy.deepcopy(module)
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, NORMS) and layer.running_mean is not None:
+            if not name:
+                return Standardise(layer)
+            module.set_submodule(name, Standardise(layer))
+    return module
+
+
 def batch_statistics(space: WeightSpace, theta: Tensor, inputs: Tensor) -> Tensor:
     """Extend networks by running statistics recomputed on some inputs.
 

@@ -3,7 +3,7 @@
 from wsflow.zoo.collect import Collector
 from wsflow.zoo.datamodule import ZooDataModule
 from wsflow.zoo.loader import NetworkLoader
-from wsflow.zoo.optimizer import SGD, Adam, RunOptimizer
+from wsflow.zoo.optimizer import SGD, Adam, CosineDecay, RunOptimizer
 from wsflow.zoo.shards import ZooError
 from wsflow.zoo.share import parse_share, share_from_environment
 from wsflow.zoo.snapshots import EverySnapshot, FinalSnapshot, SnapshotSchedule, ValidationSnapshot
@@ -14,6 +14,7 @@ __all__ = [
     "SGD",
     "Adam",
     "Collector",
+    "CosineDecay",
     "EverySnapshot",
     "FinalSnapshot",
     "NetworkLoader",

@@ -12,6 +12,7 @@ number stands in the manifest under ``dropped``.
 from __future__ import annotations
 
 import re
+import sys
 import time
 import warnings
 from functools import partial
@@ -53,6 +54,8 @@ class Collector:
         memory: What training may take, such as ``2GiB``; it sets how many runs train together, and may change when a
             collection goes on.
         device: Where to train; the zoo does not record it.
+        max_steps: Steps after which a run ends, even if epochs are left; for runs of less than an epoch, give it with
+            ``epochs=1``.
 
     Raises:
         ValueError: where a number is not positive or the memory cannot be read.
@@ -70,15 +73,19 @@ class Collector:
         shard_runs: int = 250,
         memory: str = "2GiB",
         device: str = "cpu",
+        max_steps: int | None = None,
     ) -> None:
         for name, value in {"runs": runs, "epochs": epochs, "batch_size": batch_size, "shard_runs": shard_runs}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if max_steps is not None and max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {max_steps}")
         self.runs, self.epochs, self.batch_size, self.seed = runs, epochs, batch_size, seed
         self.optimizer = optimizer if optimizer is not None else Adam()
         self.snapshots = snapshots if snapshots is not None else FinalSnapshot()
         self.initializer = initializer if initializer is not None else GaussianInitializer()
         self.shard_runs, self.memory, self.device = shard_runs, memory, device
+        self.max_steps = max_steps
         self._bytes = parse_bytes(memory)
 
     @property
@@ -90,6 +97,10 @@ class Collector:
     def shards(self) -> int:
         """The number of shards."""
         return ceil(self.runs / self.shard_runs)
+
+    def steps(self, task: BaseTask) -> int:
+        """Optimiser steps of a run."""
+        return min(steps_per_epoch(task, self.batch_size) * self.epochs, self.max_steps or sys.maxsize)
 
     def chunk_runs(self, task: BaseTask) -> int:
         """How many runs train together."""
@@ -136,8 +147,9 @@ class Collector:
         """
         dim, size, total, seconds = task.space.dim, self.chunk_runs(task), 0, 0.0
         if task.has_data:
-            total = steps_per_epoch(task, self.batch_size) * self.epochs
-            seconds = self._time_epoch(task, size, steps) * self.epochs * self.runs / size
+            total = self.steps(task)
+            epochs = total / steps_per_epoch(task, self.batch_size)
+            seconds = self._time_epoch(task, size, steps) * epochs * self.runs / size
         networks = 4.0 * dim * len(self._steps(task))
         return {
             "seconds": seconds,
@@ -214,9 +226,8 @@ class Collector:
         start = draw_starts(task, self.initializer, self.seed, runs)
         order = DataOrder(len(task.data("train")[0]), self.seed, runs)
         steps, on_epoch = self._steps(task), partial(bar.advance, bar.task_ids[0])
-        return train_runs(
-            task, start, order, self.optimizer, self.epochs, self.batch_size, steps, self.device, on_epoch
-        )
+        plan = (self.optimizer, self.epochs, self.batch_size, steps, self.device)
+        return train_runs(task, start, order, *plan, on_epoch=on_epoch, max_steps=self.max_steps)
 
     def _steps(self, task: BaseTask) -> list[int]:
         """The steps at which snapshots are taken; 0 for a network that is drawn."""
@@ -225,7 +236,8 @@ class Collector:
         steps = self.snapshots.steps(steps_per_epoch(task, self.batch_size), self.epochs)
         if steps != sorted(set(steps)) or steps[0] < 1:
             raise ValueError(f"{type(self.snapshots).__name__} gives steps that do not ascend from 1")
-        return steps
+        last = self.steps(task)
+        return [step for step in steps if step < last] + [last]
 
     def _score(self, task: BaseTask, theta: Tensor, run: Tensor, start: Tensor | None) -> dict[str, Tensor]:
         """The tensors of a shard: kept snapshots (B, S, D) in rows, with their metrics."""

@@ -5,7 +5,9 @@ and descends
 
 .. math:: \sum_{b=1}^{B} \frac{1}{n_b} \sum_{i=1}^{n_b} \ell(f_{\theta_b}(x_{b,i}), y_{b,i}),
 
-whose gradient in :math:`\theta_b` is that of run b alone.  The last, smaller mini-batch of an epoch is kept.
+whose gradient in :math:`\theta_b` is that of run b alone.  The last, smaller mini-batch of an epoch is kept.  Batch
+norm normalises by the moments of each run's own mini-batch; running statistics are recomputed where networks are judged
+(:mod:`wsflow.tasks.base`).
 
 The start of run r comes from (seed, r), its data order from (seed, r) by another stream: neither depends on which runs
 share a chunk.  No two runs of a seed have the same start (:mod:`wsflow.weightspace.randomness`); data orders come from
@@ -15,6 +17,8 @@ generators of 128 bits, all of which the seed sets.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
 from math import ceil
 from typing import NamedTuple
 
@@ -23,8 +27,9 @@ import torch
 from torch import Tensor
 
 from wsflow.tasks.base import BaseTask
-from wsflow.weightspace import Initializer
+from wsflow.weightspace import Initializer, WeightSpace
 from wsflow.weightspace.randomness import sample_generator
+from wsflow.weightspace.statistics import without_statistics
 from wsflow.zoo.optimizer import RunOptimizer
 
 START, ORDER = 0, 1
@@ -81,6 +86,7 @@ def train_runs(
     snapshots: Sequence[int],
     device: str = "cpu",
     on_epoch: Callable[[], object] = lambda: None,
+    max_steps: int | None = None,
 ) -> Trajectories:
     """Train B runs together.
 
@@ -94,14 +100,17 @@ def train_runs(
         snapshots: Steps, counted from 1, after which the weights are kept.
         device: Where to train.
         on_epoch: Called after every epoch.
+        max_steps: Training ends after so many steps, even if epochs are left.
     """
+    space = _training(task.space)
     inputs, targets = (tensor.to(device) for tensor in task.data("train"))
     inputs = inputs.to(start.dtype)
     theta = start.to(device, copy=True).requires_grad_(True)
     descent, wanted, kept, step = optimizer.build(theta), set(snapshots), [], 0
     for _ in range(epochs):
-        for index in torch.split(order.epoch().to(device), batch_size, dim=1):
-            logits = task.space.forward(theta, inputs[index], per_network=True)
+        batches = torch.split(order.epoch().to(device), batch_size, dim=1)
+        for index in islice(batches, None if max_steps is None else max_steps - step):
+            logits = space.forward(theta, inputs[index], per_network=True)
             descent.zero_grad()
             torch.autograd.backward(task.loss(logits, targets[index]).sum())
             descent.step()
@@ -115,3 +124,8 @@ def train_runs(
 def steps_per_epoch(task: BaseTask, batch_size: int) -> int:
     """Mini-batches in an epoch, the last and smaller one included."""
     return ceil(len(task.data("train")[0]) / batch_size)
+
+
+def _training(space: WeightSpace) -> WeightSpace:
+    """The space whose forward pass is that of training: batch norm takes the moments of each batch."""
+    return replace(space, template=without_statistics(space.template)) if space.buffers else space

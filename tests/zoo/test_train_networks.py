@@ -1,0 +1,140 @@
+"""Training convolutional networks together: batch norm, short runs and learning rates that fall."""
+
+from __future__ import annotations
+
+import math
+from itertools import islice
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wsflow.description import build, describe
+from wsflow.tasks import ClassificationTask
+from wsflow.weightspace import NetworkInitializer
+from wsflow.zoo import SGD, Adam, Collector, CosineDecay, EverySnapshot, Zoo
+from wsflow.zoo.train import DataOrder, draw_starts, train_runs
+
+
+class Pictures(ClassificationTask):
+    """Noisy pictures of three classes."""
+
+    def __init__(self, batch_norm: bool = False) -> None:
+        self.batch_norm = batch_norm
+
+    @property
+    def network(self):
+        args = {"channels": [4, 5], "kernels": [3, 3], "strides": [2, 1], "paddings": [1, 1]}
+        args |= {"input_shape": [2, 6, 6], "classes": 3, "batch_norm": self.batch_norm}
+        return {"class_path": "wsflow.weightspace.cnn", "init_args": args, "input_shape": [2, 6, 6]}
+
+    def load(self) -> dict[str, tuple[Tensor, Tensor]]:
+        generator, labels = torch.Generator().manual_seed(0), torch.arange(60) % 3
+        inputs = torch.randn(60, 2, 6, 6, generator=generator) + labels[:, None, None, None]
+        return {
+            name: (inputs[rows], labels[rows])
+            for name, rows in {"train": slice(0, 40), "val": slice(40, 50), "test": slice(50, 60)}.items()
+        }
+
+
+def train_alone(task: Pictures, start: Tensor, order: DataOrder, rates: list[float], batch_size: int) -> Tensor:
+    """The slow reference: one run as an ordinary network in training mode, with plain gradient descent."""
+    network, (inputs, targets) = task.space.to_module(start).train(), task.data("train")
+
+    def batches():
+        while True:
+            yield from torch.split(order.epoch()[0], batch_size)
+
+    for rate, index in zip(rates, islice(batches(), len(rates)), strict=True):
+        loss = F.cross_entropy(network(inputs[index].to(start)), targets[index])
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+                parameter -= rate * gradient
+    return task.space.flatten(network.state_dict())
+
+
+@pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch_norm"])
+def test_each_run_is_trained_as_if_alone(batch_norm):
+    task, runs = Pictures(batch_norm), range(3)
+    start = draw_starts(task, NetworkInitializer(), 0, runs).double()
+    found = train_runs(task, start, DataOrder(40, 0, runs), SGD(0.1), 2, 16, [6])
+    for run in runs:
+        alone = train_alone(task, start[run], DataOrder(40, 0, [run]), [0.1] * 6, 16)
+        torch.testing.assert_close(found.theta[run, 0], alone, rtol=1e-9, atol=1e-10)
+        assert not torch.allclose(alone, start[run])
+
+
+def test_batch_norm_networks_are_collected_and_judged(tmp_path):
+    task = Pictures(batch_norm=True)
+    adam = Adam(0.02)
+    Collector(runs=6, epochs=10, batch_size=16, optimizer=adam, initializer=NetworkInitializer(), shard_runs=3).collect(
+        task, tmp_path, progress=False
+    )
+    zoo = Zoo.open(tmp_path)
+    assert zoo.theta.shape == (6, task.space.dim)
+    torch.testing.assert_close(zoo.metrics["val.accuracy"], task.evaluate(zoo.theta, "val")["accuracy"])
+    assert zoo.metrics["test.accuracy"].mean() > 0.8
+
+
+class TestMaxSteps:
+    def collect(self, path, **kwargs) -> Zoo:
+        Collector(runs=3, batch_size=16, seed=2, optimizer=SGD(0.1), **kwargs).collect(Pictures(), path, progress=False)
+        return Zoo.open(path)
+
+    def test_a_run_ends_within_an_epoch(self, tmp_path):
+        task, zoo = Pictures(), self.collect(tmp_path, epochs=3, max_steps=2)
+        assert zoo.step.tolist() == [2, 2, 2]
+        alone = train_alone(task, zoo.start[1], DataOrder(40, 2, [1]), [0.1] * 2, 16)
+        torch.testing.assert_close(zoo.theta[1], alone, rtol=1e-4, atol=1e-5)
+
+    def test_a_run_ends_in_a_later_epoch(self, tmp_path):
+        task, zoo = Pictures(), self.collect(tmp_path, epochs=3, max_steps=5)
+        assert zoo.step.tolist() == [5, 5, 5]
+        alone = train_alone(task, zoo.start[1], DataOrder(40, 2, [1]), [0.1] * 5, 16)
+        torch.testing.assert_close(zoo.theta[1], alone, rtol=1e-4, atol=1e-5)
+
+    def test_snapshots_before_the_end_are_kept(self, tmp_path):
+        zoo = self.collect(tmp_path, epochs=4, max_steps=7, snapshots=EverySnapshot(2))
+        assert zoo.step.tolist() == [2, 4, 6, 7] * 3
+
+    def test_more_steps_than_the_epochs_hold_change_nothing(self, tmp_path):
+        zoos = [self.collect(tmp_path / str(n), epochs=2, max_steps=n) for n in (None, 6, 100)]
+        assert all(torch.equal(zoo.theta, zoos[0].theta) and zoo.step.tolist() == [6] * 3 for zoo in zoos)
+
+    def test_estimates_count_the_steps_taken(self):
+        estimate = Collector(runs=4, epochs=3, batch_size=16, max_steps=2).estimate(Pictures(), steps=1)
+        assert estimate["steps"] == 2
+
+    def test_no_steps_are_refused(self):
+        with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
+            Collector(max_steps=0)
+
+
+class TestCosineDecay:
+    def test_the_learning_rate_falls(self):
+        task, optimizer = Pictures(), CosineDecay(SGD(0.2), steps=6, final=0.1)
+        start = draw_starts(task, NetworkInitializer(), 0, range(2)).double()
+        found = train_runs(task, start, DataOrder(40, 0, range(2)), optimizer, 3, 16, [9])
+        rates = [0.2 * (0.1 + 0.9 * (1 + math.cos(math.pi * min(k, 6) / 6)) / 2) for k in range(9)]
+        alone = train_alone(task, start[1], DataOrder(40, 0, [1]), rates, 16)
+        torch.testing.assert_close(found.theta[1, 0], alone, rtol=1e-9, atol=1e-10)
+
+    def test_every_training_starts_at_the_full_rate(self):
+        task, optimizer = Pictures(), CosineDecay(Adam(0.01), steps=3)
+        start = draw_starts(task, NetworkInitializer(), 0, range(2))
+        first, second = (
+            train_runs(task, start, DataOrder(40, 0, range(2)), optimizer, 1, 16, [3]).theta for _ in range(2)
+        )
+        assert torch.equal(first, second)
+
+    def test_it_can_be_described(self):
+        description = describe(CosineDecay(SGD(0.2), steps=7, final=0.5))
+        assert describe(build(description)) == description
+        assert description["init_args"]["optimizer"]["init_args"]["lr"] == 0.2
+
+    @pytest.mark.parametrize(("steps", "final"), [(0, 0.0), (5, -0.1), (5, 1.1)])
+    def test_settings_out_of_range_are_refused(self, steps, final):
+        with pytest.raises(ValueError, match=r"steps must be at least 1 and final in \[0, 1\]"):
+            CosineDecay(steps=steps, final=final)
