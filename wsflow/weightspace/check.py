@@ -21,6 +21,9 @@ from wsflow.weightspace.symmetry import random_permutations, random_scales
 TOLERANCE = 1e-9
 """Largest change of an output, over the largest output."""
 
+NOISE = 0.1
+"""Size of the noise on a tensor, over its root mean square; much more makes deep attention chaotic."""
+
 
 class SymmetryError(ValueError):
     """A symmetry that changes the network's function."""
@@ -57,8 +60,9 @@ def check_symmetries(
 def _compare(
     space: WeightSpace, network: nn.Module, theta: Tensor, example: Tensor, before: Tensor, generator: torch.Generator
 ) -> None:
-    perms, scales = random_permutations(space, 1, generator), [s.double() for s in random_scales(space, 1, generator)]
-    identity = [torch.arange(group.size)[None] for group in space.hidden]
+    perms = [p[0] for p in random_permutations(space, 1, generator)]
+    scales = [s[0].double() for s in random_scales(space, 1, generator)]
+    identity = [torch.arange(group.size) for group in space.hidden]
     ones = [torch.ones_like(scale) for scale in scales]
 
     def error(perms: list[Tensor], scales: list[Tensor]) -> float:
@@ -90,7 +94,7 @@ def _random_network(space: WeightSpace, network: nn.Module, generator: torch.Gen
         part = theta[tensor.slice]
         size = part.square().mean().sqrt()
         noise = torch.randn(part.shape, generator=generator, dtype=torch.float64)
-        theta[tensor.slice] = part + (size if size > 0 else 0.1) * noise
+        theta[tensor.slice] = part + (NOISE * size if size > 0 else 0.1) * noise
     theta[variances] = 0.1 + theta[variances].abs()
     return theta
 

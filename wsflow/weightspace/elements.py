@@ -23,6 +23,11 @@ Scaling = Literal["positive", "sign", "linear"]
 VectorKind = Literal["bias", "norm_weight", "norm_bias", "running_mean", "running_var", "kernel", "embedding", "slope"]
 
 
+def split_last(values: Tensor, *sizes: int) -> Tensor:
+    """A view of ``values`` whose last axis is cut into axes of these sizes, one of which may be -1."""
+    return values.view(*values.shape[:-1], *sizes)
+
+
 @dataclass(frozen=True)
 class Partition:
     """Equal parts of a neuron group, where only structured permutations are symmetries.
@@ -172,9 +177,9 @@ class WeightBlock:
 
     def view(self, theta: Tensor) -> Tensor:
         """The block in flat vectors (..., D): a view (..., out, fan_in, depth), through which they can be written."""
-        matrix = theta[..., self.slice].unflatten(-1, (self.shape[0], -1))
+        matrix = split_last(theta[..., self.slice], self.shape[0], -1)
         rows = matrix[..., self.row : self.row + self.out, self.column : self.column + self.fan_in * self.depth]
-        return rows.unflatten(-1, (self.fan_in, self.depth))
+        return split_last(rows, self.fan_in, self.depth)
 
 
 @dataclass(frozen=True)
@@ -241,5 +246,5 @@ class GroupVector:
         """The vector in flat vectors (..., D): a view (..., size, depth), through which they can be written."""
         flat = theta[..., self.slice]
         if self.leading:
-            return flat.unflatten(-1, (self.depth, -1))[..., self.row : self.row + self.size].mT
-        return flat[..., self.row : self.row + self.numel].unflatten(-1, (self.size, self.depth))
+            return split_last(flat, self.depth, -1)[..., self.row : self.row + self.size].mT
+        return split_last(flat[..., self.row : self.row + self.numel], self.size, self.depth)

@@ -33,12 +33,7 @@ def affine(call: Call, label: Label, weight: Param, bias: Param | None) -> Label
         tracing.draft(Draft(weight, target, source, kernel=kernel, column=column))
         column += source.length * prod(positions)
     _vector(call, bias, "bias", (target,))
-    return Label(label.axis, _known((target,), call, weight))
-
-
-def _known(segments: tuple[Segment, ...], call: Call, weight: Param) -> tuple[Segment, ...]:
-    """The neurons of a shared layer's first use, of which these are now part."""
-    return tuple(replace(s, neurons=s.neurons.find(), scale=s.scale.find()) for s in segments)
+    return Label(label.axis, (target,))
 
 
 def _vector(call: Call, tensor: Param | None, kind: VectorKind, segments: tuple[Segment, ...], **settings: Any) -> None:
@@ -91,7 +86,7 @@ def convolve(call: Call, weight: Param, bias: Param | None, groups: int) -> Labe
         tracing.draft(Draft(weight, target, source, kernel=weight.shape[2:], parts=groups))
     source.scale.find().diagonal = True
     _vector(call, bias, "bias", (target,))
-    return Label(1, _known((target,), call, weight))
+    return Label(1, (target,))
 
 
 def batch_norm(call: Call) -> Label:
@@ -186,11 +181,11 @@ def embedding(call: Call) -> Label:
     weight = tracing.param(layer.weight)
     assert weight is not None
     tracing.draft(Draft(weight, segment, kind="embedding", kernel=(count,), leading=True))
-    return Label(call.result.ndim - 1, _known((segment,), call, weight))
+    return Label(call.result.ndim - 1, (segment,))
 
 
 def attention(call: Call) -> Mark:
-    """``nn.MultiheadAttention``: heads permute whole, and the neurons of queries and keys, and of values, within them."""
+    """``nn.MultiheadAttention``: heads permute whole, and within them neurons of queries and keys, or of values."""
     layer = call.module
     assert isinstance(layer, nn.MultiheadAttention)
     if layer.bias_k is not None or layer.add_zero_attn:

@@ -83,7 +83,7 @@ def largest(call: Call) -> Mark:
     return label
 
 
-def forget(call: Call) -> Mark:
+def forget(_: Call) -> Mark:
     """Sizes and other plain values."""
     return None
 
@@ -125,7 +125,8 @@ def _aligned(labels: list[Label], values: tuple[Any, ...]) -> list[Label]:
 
 def _axis_of(call: Call, label: Label, other: Tensor) -> int:
     """The axis of ``other`` that meets the channels, negative if it has none there."""
-    return label.axis - (call.result.ndim - other.ndim)
+    ndim: int = call.result.ndim
+    return label.axis - (ndim - other.ndim)
 
 
 def _with_constant(call: Call, label: Label, other: Any, multiply: bool) -> Mark:
@@ -153,7 +154,7 @@ def _with_parameter(call: Call, label: Label, other: Tensor, param: Param, multi
         raise UnsupportedModuleError(f"the parameter {param.name!r} of shape {param.shape} has axes on both sides")
     segments, row = [], 0
     for segment in label.segments:
-        neurons, kernel = segment.neurons.find(), segment.kernel + (max(before, behind),)
+        neurons, kernel = segment.neurons.find(), (*segment.kernel, max(before, behind))
         if before > 1 and segment.kernel:
             raise UnsupportedModuleError(f"the parameter {param.name!r} meets flattened neurons")
         target = segment.rescaled(tracing.scale(neurons)) if multiply else segment
@@ -195,7 +196,7 @@ def _once(value: Tensor, param: Param) -> Tensor:
 
 def expand(call: Call) -> Mark:
     """Copies along axes of size 1."""
-    mark = call.mark(0, "input")
+    mark: Mark = call.mark(0, "input")
     if isinstance(mark, Label):
         return mark.at(mark.axis + call.result.ndim - call.input.ndim)
     return mark
@@ -205,7 +206,8 @@ def select(call: Call) -> Mark:
     """``x[...]``: along other axes than the channels'; an entry of a tuple."""
     mark, value, index = call.marks[0], call.args[0], call.args[1]
     if isinstance(mark, tuple):
-        return mark[index]
+        entry: Mark = mark[index]
+        return entry
     if not isinstance(mark, Label) or not isinstance(value, Tensor):
         return None
     entries = list(index) if isinstance(index, tuple) else [index]

@@ -211,7 +211,8 @@ class WeightSpace:
         columns = []
         for block in self.blocks:
             if block.source == group:
-                parts = block.view(self._places).unflatten(0, (block.parts, -1))
+                edges = block.view(self._places)
+                parts = edges.reshape(block.parts, -1, *edges.shape[1:])
                 columns.append(parts.transpose(1, 2).flatten(2).flatten(0, 1))
         return torch.cat([none, *columns], dim=1)
 

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from wsflow.weightspace.elements import split_last
+
 if TYPE_CHECKING:
     from wsflow.weightspace.elements import GroupVector, NeuronGroup, WeightBlock
     from wsflow.weightspace.space import WeightSpace
@@ -111,9 +113,9 @@ def _block_factor(block: WeightBlock, factors: Mapping[str, Tensor]) -> Tensor:
     one = next(iter(factors.values())).new_ones(1)
     out = factors.get(block.target_scale or "", one)
     out = 1 / out if block.inverse else out
-    if block.source_scale not in factors:
+    if block.source_scale is None or block.source_scale not in factors:
         return out[..., :, None]
-    into = factors[block.source_scale].unflatten(-1, (block.parts, -1))
+    into = split_last(factors[block.source_scale], block.parts, -1)
     return out[..., :, None] / into.repeat_interleave(block.out // block.parts, dim=-2)
 
 
@@ -136,7 +138,7 @@ def _edges(block: WeightBlock, move: Tensor | None) -> Tensor | None:
     """The order of a block's columns, (B, fan_in); for a grouped convolution, one for each row, (B, out, fan_in)."""
     if move is None or block.parts == 1:
         return move
-    inner = move.unflatten(-1, (block.parts, -1)) % block.fan_in
+    inner = split_last(move, block.parts, -1) % block.fan_in
     rows = inner.repeat_interleave(block.out // block.parts, dim=-2)
     return rows if rows.ndim == 3 else rows[None]
 
@@ -198,7 +200,7 @@ def check_permutations(space: WeightSpace, perms: Sequence[Tensor]) -> None:
 def _check_parts(group: NeuronGroup, p: Tensor, shared: dict[str, Tensor]) -> None:
     assert group.partition is not None
     partition, size = group.partition, group.size // group.partition.parts
-    grid = p.unflatten(-1, (partition.parts, size))
+    grid = split_last(p, partition.parts, size)
     part = grid[..., 0] // size
     here = torch.arange(partition.parts, device=p.device)
     inner = torch.arange(size, device=p.device)

@@ -167,21 +167,23 @@ class _Labeller(fx.Interpreter):
         if n.op == "placeholder":
             return None
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        marks = fx.node.map_arg(n.args, lambda a: self.marks[a])
-        named = fx.node.map_arg(n.kwargs, lambda a: self.marks[a])
+        marks, named = (self._marks_of(given) for given in (n.args, n.kwargs))
         module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
         call = Call(self.tracing, module, n.name, args, kwargs, marks, named, result)
         if n.op == "output":
             operations.output(call)
             return None
         if module is not None:
-            return rule_for(module, call)(call)
+            return rule_for(module)(call)
         if not any(isinstance(mark, Label | Param) for mark in call.flat_marks()):
             return None
         return operations.rule_of(n)(call)
 
+    def _marks_of(self, given: Any) -> Any:
+        return fx.node.map_arg(given, lambda node: self.marks[node])  # type: ignore[arg-type, return-value]
 
-def rule_for(module: nn.Module, call: Call) -> Callable[[Call], Mark]:
+
+def rule_for(module: nn.Module) -> Callable[[Call], Mark]:
     """The rule of a layer, by its exact type.
 
     Raises:
@@ -293,12 +295,14 @@ def _rescalings(scales: Sequence[Scale], kept: Sequence[Draft], names: Mapping[N
         for scale in draft.scales():
             carriers.setdefault(scale, draft.tensor.name)
     free = {scale.find() for scale in scales if scale.find() in carriers}
-    found = {}
+    found: dict[Scale, Rescaling] = {}
     for scale in sorted(free, key=lambda scale: scale.order):
         scaling, neurons = scale.scaling, scale.neurons.find()
         if scaling is not None:
             size = scale.count if scale.count is not None else neurons.size
-            found[scale] = Rescaling(carriers[scale], names[neurons], scaling, size)
+            name, group = carriers[scale], names[neurons]
+            name = f"{name}@{group}" if any(other.name == name for other in found.values()) else name
+            found[scale] = Rescaling(name, group, scaling, size)
     return found
 
 
