@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsflow.fields import RelationalTransformer
+from wsflow.fields import MLPField, RelationalTransformer
 from wsflow.fields.relational_transformer import Attention, Layer
-from wsflow.weightspace import GroupVector, NeuronGroup, WeightBlock, WeightSpace, mlp
+from wsflow.weightspace import GroupVector, NeuronGroup, Partition, WeightBlock, WeightSpace, cnn, mlp
 from wsflow.weightspace.symmetry import random_permutations
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -49,13 +49,48 @@ def residual(stream: int = 5, middle: int = 4, kernel: int = 3) -> WeightSpace:
     return WeightSpace(groups, tuple(blocks), tuple(vectors))
 
 
+class Joined(nn.Module):
+    """Two branches, one with a depthwise convolution, are concatenated; a block then joins their group to itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(2, 3, 2), nn.Conv2d(2, 4, 2)
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.merge, self.norm = nn.Conv2d(7, 3, 1, bias=False), nn.BatchNorm2d(3)
+        self.again, self.head = nn.Conv2d(3, 3, 1), nn.Linear(3 * 4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat([F.relu(self.left(x)), F.relu(self.depthwise(F.relu(self.right(x))))], dim=1)
+        stream = self.norm(self.merge(both))
+        return self.head((stream + self.again(F.relu(stream))).flatten(1))
+
+
+def positions(hidden: int = 4) -> WeightSpace:
+    """A position embedding, which lists the neurons of one position after those of another."""
+    groups = (NeuronGroup("in", 3, "input"), NeuronGroup("h", hidden, "hidden"), NeuronGroup("out", 2, "output"))
+    first = WeightBlock("first", "in", "h", hidden, 3, (), (hidden, 3), 0)
+    second = WeightBlock("second", "h", "out", 2, hidden, (), (2, hidden), 8 * hidden)
+    embedding = GroupVector("place", "h", "embedding", hidden, 3 * hidden, (1, 5, hidden), depth=5, leading=True)
+    return WeightSpace(groups, (first, second), (embedding,))
+
+
+def convolutional(**kwargs: object) -> WeightSpace:
+    """Two convolutions, of 2 x 2 and 3 x 3 positions."""
+    args = {"channels": [4, 3], "kernels": [2, 3], "strides": [2, 1], "paddings": [0, 1], "input_shape": [2, 4, 4]}
+    return WeightSpace.from_module(cnn(**{**args, "classes": 3, **kwargs}), torch.randn(2, 2, 4, 4))
+
+
 SPACES: dict[str, Callable[[], WeightSpace]] = {
     "30-16-16-2": lambda: WeightSpace.from_module(mlp([30, 16, 16, 2])),
     "no_bias": lambda: WeightSpace.from_module(mlp([5, 4, 3, 2], bias=False)),
-    "tanh": lambda: WeightSpace.from_module(mlp([5, 4, 3, 2], activation="tanh"), "identity"),
+    "tanh": lambda: WeightSpace.from_module(mlp([5, 4, 3, 2], activation="tanh"), output_activation="identity"),
     "one_hidden": lambda: WeightSpace.from_module(mlp([5, 6, 2])),
     "linear": lambda: WeightSpace.from_module(nn.Linear(5, 2)),
     "residual": residual,
+    "cnn": convolutional,
+    "batch_norm": lambda: convolutional(batch_norm=True, pool=True),
+    "joined": lambda: WeightSpace.from_module(Joined(), torch.randn(2, 2, 3, 3)),
+    "positions": positions,
 }
 every_space = pytest.mark.parametrize("space", [make() for make in SPACES.values()], ids=SPACES.keys())
 DEEP, SMALLER = ({name: SPACES[name] for name in SPACES if name != other} for other in ("linear", "30-16-16-2"))
@@ -219,6 +254,30 @@ class TestTraining:
         ]
         assert sizes[0] == sizes[1]
 
+    def test_kernels_are_read_and_written_in_full(self) -> None:
+        """Of every edge, each position of its kernel changes the output in a way of its own, and is written freely."""
+        space = convolutional()
+        field, (x, t) = make(space, edge_width=9), points(space, 1)
+        jacobian = torch.func.jacrev(lambda x: field(x, t)[0])(x)[:, 0]
+        for block in space.blocks:
+            edge = block.view(torch.arange(space.dim))[0, 0]
+            assert torch.linalg.matrix_rank(jacobian[:, edge], rtol=1e-8) == block.depth
+            assert torch.linalg.matrix_rank(jacobian[edge], rtol=1e-8) == block.depth
+
+    def test_grouped_convolutions_are_refused(self) -> None:
+        network = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1, groups=2), nn.Flatten())
+        network.append(nn.Linear(4, 2))
+        space = WeightSpace.from_module(network, torch.randn(2, 2, 1, 1))
+        with pytest.raises(ValueError, match=r"tensor '2.weight' is a grouped convolution of 2 parts"):
+            make(space)
+        assert MLPField(space, width=4)(*(p.float() for p in points(space))).shape == (3, space.dim)
+
+    def test_partitioned_groups_are_refused(self) -> None:
+        space = residual(stream=6)
+        groups = (space.groups[0], replace(space.groups[1], partition=Partition(3)), *space.groups[2:])
+        with pytest.raises(ValueError, match=r"the 6 neurons of tensor 'stem.weight' fall into 3 parts"):
+            make(replace(space, groups=groups))
+
     def test_heads_divide_the_width(self) -> None:
         with pytest.raises(ValueError, match="width 12 is not divisible by heads 5"):
             RelationalTransformer(residual(), width=12, heads=5)
@@ -229,9 +288,11 @@ class TestBinding:
         (SPACES["30-16-16-2"](), WeightSpace.from_module(mlp([30, 7, 20, 2]))),
         (SPACES["one_hidden"](), WeightSpace.from_module(mlp([5, 11, 2]))),
         (residual(), residual(stream=3, middle=7)),
+        (convolutional(), convolutional(channels=[6, 7])),
+        (positions(), positions(hidden=7)),
     )
 
-    @pytest.mark.parametrize(("old", "new"), WIDER, ids=["deep", "one_hidden", "residual"])
+    @pytest.mark.parametrize(("old", "new"), WIDER, ids=["deep", "one_hidden", "residual", "cnn", "positions"])
     def test_a_bound_field_shares_parameters_and_keeps_the_symmetry(self, old: WeightSpace, new: WeightSpace) -> None:
         field, (x, t) = make(old), points(new)
         perms, bound = random_permutations(new, 3), field.bind(new)

@@ -91,7 +91,7 @@ class VectorField(nn.Module, ABC):
         Raises:
             ValueError: where the spaces do not correspond, or the field's parameters depend on what differs.
         """
-        kinds, others = ([type(tensor).__name__ for tensor in s.tensors] for s in (self.space, space))
+        kinds, others = _kinds(self.space), _kinds(space)
         if kinds != others:
             raise ValueError(
                 f"a field on a space of {len(kinds)} tensors cannot be bound to one of {len(others)}: "
@@ -165,6 +165,11 @@ def check_same_ends(old: WeightSpace, new: WeightSpace) -> None:
             f"the field has one embedding per input and per output neuron and was made for {ends}; "
             f"it cannot be bound to a space with {others}"
         )
+
+
+def _kinds(space: WeightSpace) -> list[set[type]]:
+    """What each tensor holds, in flat order: blocks, vectors or both."""
+    return [{type(piece) for piece in space.pieces if piece.name == tensor.name} for tensor in space.tensors]
 
 
 def _entries(space: WeightSpace, extra: int) -> Tensor:

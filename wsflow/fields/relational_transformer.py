@@ -1,8 +1,9 @@
 r"""The Relational Transformer over the neural graph of a base network.
 
-Neurons are nodes with states :math:`n_i` of width d, weights are edges with states :math:`e_{ij}` of width d_e, kept
-per weight block as ``(B, out, in, d_e)``; no edge is stored that the base network does not have (Diao and Loynd 2023;
-edge updates as in Kofinas et al. 2024).  With hats for layer norm, one head written out, each layer does
+Neurons and channels are nodes with states :math:`n_i` of width d, weights and kernels are edges with states
+:math:`e_{ij}` of width d_e, kept per weight block as ``(B, out, in, d_e)``; no edge is stored that the base network
+does not have (Diao and Loynd 2023; edge updates as in Kofinas et al. 2024).  With hats for layer norm, one head written
+out, each layer does
 
 .. math::
     s_{ij} &= \langle q_i, k_j \rangle / \sqrt{d_h} + \langle a_i + c_j, \hat e_{ij} \rangle / \sqrt{d_e} \\
@@ -24,6 +25,10 @@ a linear function of its embedding, which gives the gates g and g' too.
 Input and output neurons have a fixed order, so they carry embeddings of their own, and a hidden neuron reads its whole
 weight vector to and from them by a learned projection and writes it back the same way.  Hidden neurons carry no
 embedding: the field is exactly equivariant to their permutations and runs on other hidden widths.
+
+The positions of a kernel, or of a feature map that was flattened, have a fixed order too: an edge is read and written
+by full projections between its numbers and d_e (:mod:`wsflow.fields.pieces`), and the numbers of a neuron's biases,
+norms and depthwise kernels by projections between them and d.
 """
 
 from __future__ import annotations
@@ -35,6 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from wsflow.fields.base import VectorField, check_same_ends
+from wsflow.fields.pieces import Piece, coordinate_pieces, flat_order, graph, refuse_parts
 from wsflow.fields.time_embedding import TimeEmbedding
 from wsflow.weightspace import WeightBlock, WeightSpace
 
@@ -54,8 +60,11 @@ class RelationalTransformer(VectorField):
             aligned zoos, whose neurons have a fixed order.  Such a field cannot be bound to another width.
 
     Raises:
-        ValueError: where ``heads`` does not divide ``width``.
+        ValueError: where ``heads`` does not divide ``width``, and for grouped convolutions, attention heads and
+            groups of norms, by the name of the tensor.
     """
+
+    _order: Tensor | None
 
     def __init__(
         self,
@@ -70,7 +79,9 @@ class RelationalTransformer(VectorField):
     ) -> None:
         if width % heads:
             raise ValueError(f"width {width} is not divisible by heads {heads}")
+        refuse_parts(space)
         super().__init__(space, extra)
+        self._follow(space)
         self.neuron_embedding = neuron_embedding
         self.time = TimeEmbedding(width)
         self.condition = nn.Linear(condition, width) if condition else None
@@ -89,7 +100,7 @@ class RelationalTransformer(VectorField):
 
     @staticmethod
     def _vector_head(space: WeightSpace, group: str, width: int) -> nn.Module:
-        count = sum(vector.group == group for vector in space.vectors)
+        count = sum(vector.depth for vector in space.vectors if vector.group == group)
         return nn.Linear(width, count) if count else nn.Identity()
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -118,11 +129,11 @@ class RelationalTransformer(VectorField):
 
     def _encode(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         space, batch = self.space, x.shape[0]
-        weights = [x[:, b.slice].view(batch, b.out, b.in_, b.depth) for b in space.blocks]
+        weights = [block.view(x) for block in space.blocks]
         edges = [encode(w) for encode, w in zip(self.edge_in, weights, strict=True)]
         nodes = []
         for group, encode in zip(space.groups, self.node_in, strict=True):
-            values = [x[:, v.slice] for v in space.vectors if v.group == group.name]
+            values = [vector.view(x) for vector in space.vectors if vector.group == group.name]
             nodes.append(encode(values, batch, group.size))
         for (target, source), read, weight in zip(space.joins, self.read, weights, strict=True):
             into, out_of = read(weight)
@@ -132,28 +143,38 @@ class RelationalTransformer(VectorField):
 
     def _decode(self, nodes: list[Tensor], edges: list[Tensor]) -> Tensor:
         space = self.space
-        parts: dict[str, Tensor] = {}
-        for i, (target, source) in enumerate(space.joins):
-            block = self.edge_out[i](edges[i]) + self.write[i](nodes[target], nodes[source])
-            parts[space.blocks[i].name] = block.flatten(1)
+        parts: dict[Piece, Tensor] = {}
+        for i, (block, (target, source)) in enumerate(zip(space.blocks, space.joins, strict=True)):
+            parts[block] = self.edge_out[i](edges[i]) + self.write[i](nodes[target], nodes[source])
         for group, state, head in zip(space.groups, nodes, self.node_out, strict=True):
-            names = [vector.name for vector in space.vectors if vector.group == group.name]
-            if names:
-                parts.update(zip(names, head(state).unbind(-1), strict=True))
-        flat = [parts[tensor.name] for tensor in space.tensors]
+            vectors = [vector for vector in space.vectors if vector.group == group.name]
+            if vectors:
+                values = torch.split(head(state), [vector.depth for vector in vectors], dim=-1)
+                parts.update(zip(vectors, values, strict=True))
+        flat = [parts[piece].flatten(1) for piece in self._pieces]
+        if self._order is not None:
+            flat = [torch.cat(flat, dim=1)[:, self._order]]
         if self.extra_out is not None:
             flat.append(self.extra_out(nodes[-1].mean(dim=1)))
         return torch.cat(flat, dim=1)
+
+    def _follow(self, space: WeightSpace) -> None:
+        """Set what follows from the space alone."""
+        order = flat_order(space)
+        self._pieces = coordinate_pieces(space)
+        self.register_buffer("_order", None if order is None else order.to(self._entry.device), persistent=False)
 
     def _bind(self, space: WeightSpace) -> None:
         if self.neuron_embedding:
             raise ValueError("a field with neuron_embedding=True is tied to its widths and cannot be bound to others")
         check_same_ends(self.space, space)
-        if _graph(self.space) != _graph(space):
+        refuse_parts(space)
+        if graph(self.space) != graph(space):
             raise ValueError(
-                f"the field was made for blocks and vectors {_graph(self.space)} (places of the groups they join, "
-                f"weights per edge) and cannot be bound to {_graph(space)}"
+                f"the field was made for blocks and vectors {graph(self.space)} (places of the groups they join, "
+                f"weights per edge) and cannot be bound to {graph(space)}"
             )
+        self._follow(space)
 
 
 class NodeEncoder(nn.Module):
@@ -171,14 +192,14 @@ class NodeEncoder(nn.Module):
         group = space.groups[index]
         ordered = per_neuron or group.role != "hidden"
         self.embedding = nn.Parameter(0.5 * torch.randn(group.size if ordered else 1, width))
-        count = sum(vector.group == group.name for vector in space.vectors)
+        count = sum(vector.depth for vector in space.vectors if vector.group == group.name)
         self.vectors = nn.Linear(count, width, bias=False) if count else None
 
     def forward(self, values: list[Tensor], batch: int, size: int) -> Tensor:
-        """(B, size, d) from the group's vectors, (B, size) each."""
+        """(B, size, d) from the group's vectors, (B, size, depth) each."""
         state = self.embedding.expand(batch, size, -1)
         if self.vectors is not None:
-            state = state + self.vectors(torch.stack(values, dim=-1))
+            state = state + self.vectors(torch.cat(values, dim=-1))
         return state
 
 
@@ -362,13 +383,6 @@ class Attention(nn.Module):
         from_nodes = weights @ self._by_head(value)
         from_edges = pooled.transpose(1, 2) @ self.edge_values
         return (from_nodes + from_edges).transpose(1, 2).flatten(2)
-
-
-def _graph(space: WeightSpace) -> list[tuple[int, ...]]:
-    """What parameters depend on apart from the ends: groups that each tensor joins, and weights per edge."""
-    place = {group.name: i for i, group in enumerate(space.groups)}
-    depths = [tensor.depth if isinstance(tensor, WeightBlock) else 1 for tensor in space.tensors]
-    return [(*(place[n] for n, _ in t.ends), depth) for t, depth in zip(space.tensors, depths, strict=True)]
 
 
 def _zero(head: nn.Module | None) -> None:

@@ -25,7 +25,8 @@ VectorKind = Literal["bias", "norm_weight", "norm_bias", "running_mean", "runnin
 
 def split_last(values: Tensor, *sizes: int) -> Tensor:
     """A view of ``values`` whose last axis is cut into axes of these sizes, one of which may be -1."""
-    return values.view(*values.shape[:-1], *sizes)
+    rest = values.shape[-1] // -prod(sizes) if -1 in sizes else 0  # by hand: torch cannot where another axis is empty
+    return values.view(*values.shape[:-1], *(rest if size == -1 else size for size in sizes))
 
 
 @dataclass(frozen=True)
