@@ -2,13 +2,17 @@
 
 from wsflow.alignment.barrier import Barriers, Paths, barriers, paths
 from wsflow.alignment.base import Aligner, check_same_functions, similarity
-from wsflow.alignment.weight_matching import WeightMatching
+from wsflow.alignment.center import Centered, ZooCenter
+from wsflow.alignment.weight_matching import Matching, WeightMatching
 
 __all__ = [
     "Aligner",
     "Barriers",
+    "Centered",
+    "Matching",
     "Paths",
     "WeightMatching",
+    "ZooCenter",
     "barriers",
     "check_same_functions",
     "paths",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, final
 
 import torch
@@ -13,6 +14,12 @@ from wsflow.weightspace import Objective, WeightSpace
 
 BATCH = 256
 """Networks whose functions are compared at once."""
+
+ELEMENTS = 2**24
+"""Weights of networks whose functions are compared at once; large networks are compared fewer at a time."""
+
+COLUMNS = 2**20
+"""Coordinates of a network that are in float64 at once."""
 
 
 class Aligner(ABC):
@@ -26,8 +33,8 @@ class Aligner(ABC):
 
         Args:
             space: The weight space.
-            theta: (B, D).
-            reference: (D,), shared by all networks, or (B, D), one per network.
+            theta: (B, D), or extended by running statistics.
+            reference: (D,), shared by all networks, or (B, D), one per network; or extended.
             objective: What aligners that look at a loss minimise; others pass it over.
 
         Returns:
@@ -38,14 +45,27 @@ class Aligner(ABC):
             ValueError: where shapes do not fit, a number is not finite, or a group's symmetry is not supported.
         """
 
+    def reference(self, space: WeightSpace, theta: Tensor, objective: Objective | None = None) -> Tensor:
+        """What a zoo is aligned to where nobody chose a reference: its first network, unless an aligner finds another.
+
+        Args:
+            space: The weight space.
+            theta: (B, D), the zoo; or extended.
+            objective: As for :meth:`align`.
+
+        Returns:
+            (D,), or extended.
+        """
+        return theta[0]
+
     @final
     def description(self) -> dict[str, Any]:
         """``{"class_path", "init_args"}``, plain data: the settings that an aligned zoo is cached under."""
         cls = type(self)
-        names = inspect.signature(cls).parameters
+        arguments = {name: getattr(self, name) for name in inspect.signature(cls).parameters}
         return {
             "class_path": f"{cls.__module__}.{cls.__qualname__}",
-            "init_args": {name: getattr(self, name) for name in names},
+            "init_args": {n: a.description() if isinstance(a, Aligner) else a for n, a in arguments.items()},
         }
 
 
@@ -56,8 +76,8 @@ def similarity(space: WeightSpace, theta: Tensor, reference: Tensor) -> Tensor:
 
     Args:
         space: The weight space.
-        theta: (B, D).
-        reference: (D,) or (B, D).
+        theta: (B, D), or extended by running statistics, which do not count.
+        reference: (D,) or (B, D), or extended.
 
     Returns:
         (B,), float64.
@@ -67,7 +87,8 @@ def similarity(space: WeightSpace, theta: Tensor, reference: Tensor) -> Tensor:
     """
     space.check(theta)
     space.check(reference)
-    return (theta.double() * reference.double()).sum(-1)
+    pairs = zip(*(torch.split(x[..., : space.dim], COLUMNS, -1) for x in (theta, reference)), strict=True)
+    return torch.stack([(a.double() * b.double()).sum(-1) for a, b in pairs]).sum(0)
 
 
 def check_same_functions(
@@ -84,22 +105,24 @@ def check_same_functions(
         space: Their weight space.
         theta: (B, D).
         aligned: (B, D).
-        inputs: (N, ...); 16 standard normal input vectors unless given.
+        inputs: (N, ...); 16 standard normal inputs unless given.
         tolerance: Largest difference of two outputs of a network, over the largest output of that network.  The default
             is three times the root of the rounding unit: 1e-3 in float32, where sums in another order differ by far
             less and networks with other functions by far more.
         seed: Seed of the random inputs.
 
     Raises:
-        ValueError: where a pair differs, or puts out a number that is not finite; the message counts the pairs.
+        ValueError: where a pair differs, or puts out a number that is not finite (the message counts the pairs), and
+            where no inputs are given and the space does not know their shape.
     """
     if theta.shape != aligned.shape:
         raise ValueError(f"networks of shape {tuple(theta.shape)} cannot equal networks of {tuple(aligned.shape)}")
     limit = 3 * torch.finfo(theta.dtype).eps ** 0.5 if tolerance is None else tolerance
     if inputs is None:
-        inputs = torch.randn(16, space.groups[0].size, generator=torch.Generator().manual_seed(seed))
-    inputs = inputs.to(theta)
-    pairs = zip(torch.split(theta, BATCH), torch.split(aligned, BATCH), strict=True)
+        inputs = _random_inputs(space, seed)
+    inputs = inputs.to(theta) if inputs.is_floating_point() else inputs.to(theta.device)
+    rows = max(1, min(BATCH, ELEMENTS // space.dim))
+    pairs = zip(torch.split(theta, rows), torch.split(aligned, rows), strict=True)
     error = torch.cat([_error(space, before, after, inputs) for before, after in pairs])
     wrong = ~(error <= limit)
     if bool(wrong.any()):
@@ -110,8 +133,23 @@ def check_same_functions(
         )
 
 
+def _random_inputs(space: WeightSpace, seed: int) -> Tensor:
+    if space.input_shape is None:
+        raise ValueError("give inputs to compare networks on: the weight space does not know the shape of one")
+    return torch.randn(16, *space.input_shape, generator=torch.Generator().manual_seed(seed))
+
+
 def _error(space: WeightSpace, before: Tensor, after: Tensor, inputs: Tensor) -> Tensor:
     """Largest difference of outputs over the largest output, (B,); zero where all outputs are."""
-    first, second = space.forward(before, inputs), space.forward(after, inputs)
-    difference, largest = (first - second).abs().amax((1, 2)), first.abs().amax((1, 2))
+    first, second = (torch.cat(list(_outputs(space.forward(x, inputs))), dim=1) for x in (before, after))
+    difference, largest = (first - second).abs().amax(1), first.abs().amax(1)
     return torch.where(difference == 0, 0.0, difference / largest)
+
+
+def _outputs(outputs: Any) -> Iterator[Tensor]:
+    """The tensors (B, ...) that networks put out, each as (B, n)."""
+    if isinstance(outputs, Tensor):
+        yield outputs.flatten(1)
+    else:
+        for value in outputs.values() if isinstance(outputs, dict) else outputs:
+            yield from _outputs(value)

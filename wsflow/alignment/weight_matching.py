@@ -1,28 +1,60 @@
 r"""Weight matching (Ainsworth et al. 2023, algorithm 1), batched over networks.
 
-Sought is the permutation of every hidden group that maximises the inner product of a network with its reference.  With
-all groups but one held, a neuron's *profile* is the vector of its incoming weights, its outgoing weights and its
-biases; :math:`C_{ij}` is the inner product of the reference's profile of neuron i with the network's profile of
-neuron j, and the best permutation of the group solves the linear assignment problem :math:`\max_p \sum_i C_{i p(i)}`.
-Groups are visited in random order, sweep after sweep, until a sweep changes nothing: a local maximum.
+Sought are the permutations of all hidden groups that maximise the inner product of a network with its reference.  With
+all groups but one held that is a linear assignment problem (:mod:`wsflow.alignment.gains`), so groups are visited in
+random order until no visit gains anything: a local maximum.
 
-A change must raise the inner product by more than rounding, so that ties cannot cycle.  A network's result does not
-depend on which others are aligned with it: the orders of the groups and the random starts come from the seed alone.
+*The first descent* starts from a forward pass: groups in forward order, each matched by the weights that join it to
+groups matched before.  A permuted copy of the reference is recovered by that pass alone, whatever its depth; and the
+result does not depend on the order that a network's neurons had.  Where it is below the network as given, another
+descent starts from there, so that alignment takes no network away from its reference.
+
+*Scales.*  Permutations are chosen by inner products of weights.  Where networks differ by rescalings that keep their
+functions, bring them to canonical form first: otherwise neurons with large weights outvote the others.
+
+A network's result does not depend on which others are aligned with it: the orders of the groups and the random starts
+come from the seed alone.  Running statistics of batch norm are not compared.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
+
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from wsflow.alignment.base import Aligner, similarity
-from wsflow.weightspace import NeuronGroup, Objective, WeightSpace
+from wsflow.alignment.descent import Descent
+from wsflow.alignment.gains import ROUNDING
+from wsflow.weightspace import Objective, WeightSpace
 from wsflow.weightspace.symmetry import random_permutations
 
-ELEMENTS = 2**24
-"""Weights that are aligned at once."""
+ELEMENTS = 2**20
+"""Weights that are aligned at once; with more, the processor's cache is too small."""
+
+
+@dataclass
+class Matching:
+    """What weight matching found for B networks.
+
+    Attributes:
+        perms: (B, size) per hidden group.
+        similarity: (B,), float64, inner products of the aligned networks with their references.
+        descents: (B,), the number of the descent that found it: 1 for the first, larger for restarts, 0 where nothing
+            was better than the order given.
+    """
+
+    perms: list[Tensor]
+    similarity: Tensor
+    descents: Tensor
+
+    def improve(self, rows: Tensor, other: Matching, number: int, margin: Tensor) -> None:
+        """Take over, for the networks ``rows``, what another descent found, where it is better by the margin (B,)."""
+        better = other.similarity > self.similarity[rows] + margin[rows]
+        chosen = rows[better]
+        self.similarity[chosen], self.descents[chosen] = other.similarity[better], number
+        for mine, theirs in zip(self.perms, other.perms, strict=True):
+            mine[chosen] = theirs[better]
 
 
 class WeightMatching(Aligner):
@@ -48,95 +80,87 @@ class WeightMatching(Aligner):
         self, space: WeightSpace, theta: Tensor, reference: Tensor, objective: Objective | None = None
     ) -> list[Tensor]:
         """Permutations (B, size) per hidden group; see :meth:`Aligner.align`.  The objective is passed over."""
-        _check(space, theta, reference)
-        rows = max(1, ELEMENTS // space.dim)
-        parts = [
-            self._align(space, theta[i : i + rows], reference if reference.ndim == 1 else reference[i : i + rows])
-            for i in range(0, theta.shape[0], rows)
-        ]
-        if not parts:
-            return [torch.empty(0, group.size, dtype=torch.long, device=theta.device) for group in space.hidden]
-        return [torch.cat(perms) for perms in zip(*parts, strict=True)]
+        return self.match(space, theta, reference).perms
 
-    def _align(self, space: WeightSpace, theta: Tensor, reference: Tensor) -> list[Tensor]:
-        theta, reference = theta.detach().double(), reference.detach().to(theta.device).double()
+    @torch.no_grad()
+    def match(self, space: WeightSpace, theta: Tensor, reference: Tensor) -> Matching:
+        """Align, and say how near the networks came and by which descent.
+
+        Args:
+            space: The weight space.
+            theta: (B, D), or extended by running statistics.
+            reference: (D,) or (B, D), or extended.
+
+        Raises:
+            ValueError: as :meth:`Aligner.align` does.
+        """
+        _check(space, theta, reference)
+        theta, reference = theta[:, : space.dim], reference[..., : space.dim].to(theta)
+        rows, parts = max(1, ELEMENTS // space.dim), []
+        for i in range(0, max(1, len(theta)), rows):
+            goal = reference if reference.ndim == 1 else reference[i : i + rows]
+            parts.append(self._match(space, theta[i : i + rows], goal))
+        perms = [torch.cat(group) for group in zip(*(part.perms for part in parts), strict=True)]
+        found = [torch.cat([getattr(part, name) for part in parts]) for name in ("similarity", "descents")]
+        return Matching(perms, *found)
+
+    def _match(self, space: WeightSpace, theta: Tensor, reference: Tensor) -> Matching:
+        """All descents of one chunk of networks; one that has come to equal its reference needs no more."""
         generator = torch.Generator().manual_seed(self.seed)
-        identity = [torch.arange(group.size)[None] for group in space.hidden]
-        best = self._descend(space, theta, reference, identity, generator)
-        for _ in range(self.restarts):
-            start = random_permutations(space, 1, generator)
-            other = self._descend(space, theta, reference, start, generator)
-            gain = _score(space, theta, other, reference) - _score(space, theta, best, reference)
-            better = (gain > 0)[:, None]
-            best = [torch.where(better, new, old) for new, old in zip(other, best, strict=True)]
+        best = _as_given(space, theta, reference)
+        given, most = best.similarity.clone(), (_square(space, theta) * _square(space, reference)).sqrt()
+        for number in range(1, self.restarts + 2):
+            seed = int(torch.randint(2**62, (), generator=generator))
+            start = random_permutations(space, 1, generator) if number > 1 else None
+            rows = (best.similarity < (1 - ROUNDING) * most).nonzero()[:, 0]
+            found = self._descend(space, theta, reference, rows, start, seed)
+            best.improve(rows, found, number, ROUNDING * most)
+            if number == 1:
+                rows = rows[found.similarity < given[rows] - ROUNDING * most[rows]]
+                identity = [torch.arange(group.size)[None] for group in space.hidden]
+                found = self._descend(space, theta, reference, rows, identity, seed)
+                best.improve(rows, found, number, ROUNDING * most)
         return best
 
     def _descend(
-        self, space: WeightSpace, theta: Tensor, reference: Tensor, start: list[Tensor], generator: torch.Generator
-    ) -> list[Tensor]:
-        """Sweeps from the permutations ``start`` (1, size); networks that no longer change are left alone."""
-        seeds = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        profiles = [_profile(space, group).to(theta.device) for group in space.hidden]
-        perms = [p.to(theta.device).repeat(theta.shape[0], 1) for p in start]
-        moved = space.permute(theta, perms)
-        active = torch.arange(theta.shape[0], device=theta.device)
-        for _ in range(self.iterations):
-            changed = torch.zeros(len(active), dtype=torch.bool, device=theta.device)
-            current = moved[active]
-            targets = reference if reference.ndim == 1 else reference[active]
-            for g in torch.randperm(len(profiles), generator=seeds).tolist():
-                profile = current[:, profiles[g]]
-                step, better = _assign(profile, targets[..., profiles[g]])
-                current[:, profiles[g]] = profile.gather(1, step[..., None].expand_as(profile))
-                perms[g][active] = perms[g][active].gather(1, step)
-                changed |= better
-            moved[active] = current
-            active = active[changed]
-            if len(active) == 0:
-                break
-        return perms
+        self,
+        space: WeightSpace,
+        theta: Tensor,
+        reference: Tensor,
+        rows: Tensor,
+        start: list[Tensor] | None,
+        seed: int,
+    ) -> Matching:
+        """One descent of the networks ``rows`` from permutations (1, size), or from a forward pass."""
+        goal = reference if reference.ndim == 1 else reference[rows]
+        descent = Descent(space, theta[rows], goal)
+        if len(rows) > 0:
+            descent.forward() if start is None else descent.start(start)
+            descent.sweep(self.iterations, torch.Generator().manual_seed(seed))
+        near = similarity(space, descent.theta, goal)
+        return Matching(descent.perms, near, torch.zeros_like(near, dtype=torch.long))
 
 
-def _assign(profile: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """The best permutations (B, S) of the profiles (B, S, M), and whether they are better than none (B,)."""
-    gain = (profile @ reference.mT).mT
-    costs = gain.cpu().numpy()
-    best = torch.from_numpy(np.stack([linear_sum_assignment(cost, maximize=True)[1] for cost in costs]))
-    best = best.to(profile.device)
-    now, then = gain.diagonal(dim1=1, dim2=2).sum(1), gain.gather(2, best[..., None]).sum((1, 2))
-    better = then - now > 1e-12 * gain.abs().sum((1, 2))
-    stay = torch.arange(best.shape[1], device=best.device)
-    return torch.where(better[:, None], best, stay), better
+def _as_given(space: WeightSpace, theta: Tensor, reference: Tensor) -> Matching:
+    near = similarity(space, theta, reference)
+    perms = [torch.arange(group.size, device=theta.device).repeat(len(theta), 1) for group in space.hidden]
+    return Matching(perms, near, torch.zeros_like(near, dtype=torch.long))
 
 
-def _profile(space: WeightSpace, group: NeuronGroup) -> Tensor:
-    """All coordinates that move with each neuron of a group, (size, M)."""
-    kinds = dict.fromkeys(vector.kind for vector in space.vectors if vector.group == group.name)
-    vectors = [space.attached(group.name, kind) for kind in kinds]
-    return torch.cat([space.incoming(group.name), space.outgoing(group.name), *vectors], dim=1)
-
-
-def _score(space: WeightSpace, theta: Tensor, perms: list[Tensor], reference: Tensor) -> Tensor:
-    return similarity(space, space.permute(theta, perms), reference)
+def _square(space: WeightSpace, theta: Tensor) -> Tensor:
+    return similarity(space, theta, theta)
 
 
 def _check(space: WeightSpace, theta: Tensor, reference: Tensor) -> None:
     space.check(theta)
     space.check(reference)
-    if theta.ndim != 2 or reference.shape not in ((space.dim,), theta.shape):
+    if theta.ndim != 2 or reference.shape[:-1] not in ((), theta.shape[:-1]):
         raise ValueError(
             f"weight matching takes networks (B, {space.dim}) and a reference ({space.dim},) or one per network; "
             f"got {tuple(theta.shape)} and {tuple(reference.shape)}"
         )
-    for group in space.hidden:
-        if group.partition is not None:
-            raise ValueError(f"weight matching does not support the structured permutations of group {group.name!r}")
-    names = {group.name for group in space.hidden}
-    for block in space.blocks:
-        if block.source == block.target and block.source in names:
-            raise ValueError(f"weight matching does not support {block.name!r}, which joins a group to itself")
-    for what, value in (("network", theta), ("reference", reference.reshape(-1, space.dim))):
-        wrong = ~value.isfinite().all(1)
+    for what, value in (("network", theta), ("reference", reference.reshape(-1, reference.shape[-1]))):
+        wrong = ~value[:, : space.dim].isfinite().all(1)
         if bool(wrong.any()):
             first = int(wrong.nonzero()[0])
             raise ValueError(f"{what} {first} has weights that are not finite ({int(wrong.sum())} in all)")

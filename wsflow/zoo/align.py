@@ -1,9 +1,10 @@
-"""Alignment of a whole zoo to one of its runs, cached beside it.
+"""Alignment of a whole zoo, cached beside it.
 
-The final snapshot of every run is aligned to the final snapshot of the reference run; a run's permutations then hold
+The final snapshots of some runs, those of the train split, decide on a reference (:meth:`Aligner.reference`): the first
+of them, or their centre.  The final snapshot of every run of the zoo is aligned to it; a run's permutations then hold
 for all its snapshots and for its start.  The cache file is named by a key of everything that the permutations depend
-on: the aligner's settings, the reference run and the checksums of the zoo.  That aligned networks compute the same
-functions is checked on every load.
+on: the aligner's settings, the runs that decide, the zoo's task and its checksums.  That aligned networks compute the
+same functions is checked on every load.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -18,21 +20,27 @@ import torch
 from torch import Tensor
 
 from wsflow.alignment import Aligner, check_same_functions
+from wsflow.weightspace import Objective
+from wsflow.weightspace.symmetry import check_permutations
 from wsflow.zoo.shards import ZooError, read_tensors, write_bytes
 from wsflow.zoo.store import Zoo
 
-BATCH = 1024
-"""Networks aligned at once."""
 
-
-def align_zoo(zoo: Zoo, aligner: Aligner, reference_run: int, inputs: Tensor | None = None) -> list[Tensor]:
+def align_zoo(
+    zoo: Zoo,
+    aligner: Aligner,
+    runs: Sequence[int],
+    inputs: Tensor | None = None,
+    objective: Objective | None = None,
+) -> list[Tensor]:
     """Permutations of every run, from the cache or computed and cached.
 
     Args:
         zoo: The zoo.
         aligner: How to align.
-        reference_run: The run whose final snapshot the others are brought near.
+        runs: The runs whose final snapshots decide on the reference, in order.
         inputs: (N, ...), to compare functions on; Gaussian ones by default.
+        objective: What aligners that look at a loss minimise; it must follow from the zoo's task.
 
     Returns:
         One tensor (R, size) per hidden group, in the order of ``zoo.run_ids``.
@@ -40,22 +48,22 @@ def align_zoo(zoo: Zoo, aligner: Aligner, reference_run: int, inputs: Tensor | N
     Raises:
         ValueError: where an aligned network computes another function.
     """
-    path = zoo.path / f"alignment-{_key(zoo, aligner, reference_run)}.safetensors"
+    path = zoo.path / f"alignment-{_key(zoo, aligner, runs)}.safetensors"
     theta = zoo.rows(zoo.final())
     perms = _read(path, zoo)
     if perms is None:
-        reference = theta[zoo.position(torch.tensor([reference_run]))[0]]
-        parts = [aligner.align(zoo.space, part, reference) for part in torch.split(theta, BATCH)]
-        perms = [torch.cat(group) for group in zip(*parts, strict=True)]
+        reference = aligner.reference(zoo.space, theta[zoo.position(torch.tensor(runs))], objective)
+        perms = aligner.align(zoo.space, theta, reference, objective)
         _write(path, perms)
     check_same_functions(zoo.space, theta, zoo.space.permute(theta, perms), inputs)
     return perms
 
 
-def _key(zoo: Zoo, aligner: Aligner, reference_run: int) -> str:
+def _key(zoo: Zoo, aligner: Aligner, runs: Sequence[int]) -> str:
     parts = {
         "aligner": aligner.description(),
-        "reference": reference_run,
+        "reference": list(runs),
+        "task": zoo.manifest.get("task"),
         "shards": [shard["sha256"] for shard in zoo.manifest["shards"]],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -69,12 +77,13 @@ def _read(path: Path, zoo: Zoo) -> list[Tensor] | None:
         perms = list(read_tensors(path, [f"perm.{i}" for i in range(len(zoo.space.hidden))]).values())
     except ZooError:
         return None
-    shapes = [(len(zoo.run_ids), group.size) for group in zoo.space.hidden]
-    ranges = [torch.arange(group.size) for group in zoo.space.hidden]
-    whole = [tuple(p.shape) for p in perms] == shapes and all(
-        bool((p.sort(dim=1).values == r).all()) for p, r in zip(perms, ranges, strict=True)
-    )
-    return perms if whole else None
+    if [tuple(p.shape) for p in perms] != [(len(zoo.run_ids), group.size) for group in zoo.space.hidden]:
+        return None
+    try:
+        check_permutations(zoo.space, perms)
+    except ValueError:
+        return None
+    return perms
 
 
 def _write(path: Path, perms: list[Tensor]) -> None:

@@ -40,7 +40,8 @@ class ZooDataModule(LightningDataModule):
         collector: Collects the zoo where it is absent or incomplete; a zoo that is there must have its settings, but
             for ``memory``, ``shard_runs`` and ``device``.
         batch_size: Networks per batch and process.
-        aligner: Aligns the networks to the first train run; none by default.
+        aligner: Aligns the networks to the first train run or, as :class:`wsflow.alignment.ZooCenter`, to the centre
+            of the train runs; none by default.
         fractions: Of runs in train, validation and test.
         split_seed: Of the split.
         final_only: Whether only each run's final snapshot is used.
@@ -101,7 +102,7 @@ class ZooDataModule(LightningDataModule):
 
     @property
     def reference_run(self) -> int:
-        """The run that networks are aligned to, the first of the train split."""
+        """The first run of the train split, which networks are aligned to unless the aligner finds a reference."""
         return int(self.runs["train"][0])
 
     def prepare_data(self) -> None:
@@ -188,7 +189,9 @@ class ZooDataModule(LightningDataModule):
 
     def _permutations(self) -> list[Tensor] | None:
         if self.aligner is not None and self._perms is None:
-            self._perms = align_zoo(self.zoo, self.aligner, self.reference_run, self.task.probe(PROBES))
+            train = self.runs["train"].tolist()
+            objective = self.task.objective("train") if self.task.has_data else None
+            self._perms = align_zoo(self.zoo, self.aligner, train, self.task.probe(PROBES), objective)
         return self._perms
 
     def _batch(self, rows: Tensor) -> ZooBatch:
