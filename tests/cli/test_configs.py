@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ CASES = {
     "gaussians": ("gaussians", ()),
     "digits": ("digits", ()),
     "mnist": ("mnist", ()),
+    "fashion_cnn": ("fashion_cnn", ()),
     "euclidean-trajectory": ("breast_cancer", ("geometry/euclidean", "coupling/trajectory")),
     "normalized-independent": ("breast_cancer", ("geometry/normalized", "coupling/independent")),
     "geometric-ot": ("breast_cancer", ("geometry/geometric", "coupling/ot")),
@@ -35,10 +36,10 @@ def test_no_config_is_left_out() -> None:
 @pytest.fixture
 def images(tmp_path, monkeypatch):
     """A few random images in MNIST's own format."""
-    raw = tmp_path / "data" / "MNIST" / "raw"
-    raw.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for part, count in {"train": 60, "t10k": 20}.items():
+    for name, (part, count) in product(("MNIST", "FashionMNIST"), {"train": 60, "t10k": 20}.items()):
+        raw = tmp_path / "data" / name / "raw"
+        raw.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
         labels = (np.arange(count) % 10).astype(np.uint8)
         for kind, array in {"images-idx3": pixels, "labels-idx1": labels}.items():

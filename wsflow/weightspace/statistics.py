@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wsflow.weightspace.space import WeightSpace
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 def without_statistics(module: nn.Module) -> nn.Module:
@@ -42,18 +43,20 @@ class Standardise(nn.Module):
         norm: The layer, whose tensors this one has under the same names.
     """
 
-    def __init__(self, norm: nn.Module) -> None:
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, norm: BatchNorm) -> None:
         super().__init__()
-        self.eps = norm.eps
-        self.weight, self.bias = norm.weight, norm.bias
-        for name in ("running_mean", "running_var"):
-            self.register_buffer(name, getattr(norm, name))
+        self.eps, self.weight, self.bias = norm.eps, norm.weight, norm.bias
+        self.register_buffer("running_mean", norm.running_mean)
+        self.register_buffer("running_var", norm.running_var)
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardised channels (N, C, ...)."""
         shape = (1, -1, *(1,) * (x.ndim - 2))
-        mean, scale = self.running_mean.view(shape), (self.running_var + self.eps).rsqrt().view(shape)
-        y: Tensor = (x - mean) * scale
+        scale = (self.running_var + self.eps).rsqrt()
+        y: Tensor = (x - self.running_mean.view(shape)) * scale.view(shape)
         return y if self.weight is None else torch.addcmul(self.bias.view(shape), y, self.weight.view(shape))
 
 
