@@ -1,4 +1,4 @@
-"""The command line: ``wsflow fit | validate | test | collect | predict | evaluate | barrier | zoo``.
+"""The command line: ``wsflow fit | validate | test | collect | predict | evaluate | barrier | import | export | zoo``.
 
 ``fit``, ``validate`` and ``test`` are Lightning's, configured by YAML files that compose
 (``-c configs/mnist.yaml -c configs/geometry/geometric.yaml``) and by options that override them.  Everything that a
@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, ActionParser, ArgumentParser  # type: ignore[attr-defined]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -228,6 +228,37 @@ def barrier(args: Sequence[str]) -> None:
     _call(commands.barrier, "barrier", [APPENDED.sub(r"--aligner+\1", arg) for arg in args])
 
 
+def import_(args: Sequence[str]) -> None:
+    """Make a zoo of networks that were trained elsewhere."""
+    parser = ArgumentParser(prog="wsflow import", description=import_.__doc__ or "", exit_on_error=False)
+    parser.add_argument("path", type=str, help="A folder of files of one network each, or a file of many networks.")
+    parser.add_argument("--network", action=ActionParser(network_parser()))
+    parser.add_function_arguments(commands.import_, as_group=False, skip={"path", "network"})
+    given = ["--drop_invalid=true" if arg in ("--drop_invalid", "--drop-invalid") else arg for arg in args]
+    config = parser.instantiate_classes(parser.parse_args(given)).as_dict()
+    network = {name: value for name, value in config.pop("network").items() if value is not None}
+    commands.import_(network=network if "class_path" in network else None, **config)
+
+
+def network_parser() -> ArgumentParser:
+    """Options, or a file, that describe a network."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--class_path", type=str | None, help="A function or class that returns the network.")
+    parser.add_argument("--init_args", type=dict[str, Any], default={}, help="Its arguments.")
+    parser.add_argument("--input_shape", type=list[int] | None, help="Shape of one input; where the network needs it.")
+    parser.add_argument("--output_activation", type=str, default="softmax", help="identity for all but classifiers.")
+    parser.add_argument("--select", type=str | None, help="Pattern of parameters to model; the others are frozen.")
+    return parser
+
+
+def export(args: Sequence[str]) -> None:
+    """Write networks of a zoo, or generated ones, to one file each."""
+    parser = ArgumentParser(prog="wsflow export", description=export.__doc__ or "", exit_on_error=False)
+    parser.add_argument("--index", nargs="+", type=str, default=["all"], help="Places in the zoo, or all.")
+    parser.add_function_arguments(commands.export, as_group=False, skip={"index"})
+    commands.export(**parser.parse_args(list(args)).as_dict())
+
+
 def zoo(args: Sequence[str]) -> None:
     """Look at zoos, check, merge or cut them."""
     parser = ArgumentParser(prog="wsflow zoo", description=zoo.__doc__ or "", exit_on_error=False)
@@ -255,6 +286,8 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "predict": (predict, predict.__doc__ or ""),
     "evaluate": (evaluate, evaluate.__doc__ or ""),
     "barrier": (barrier, barrier.__doc__ or ""),
+    "import": (import_, import_.__doc__ or ""),
+    "export": (export, export.__doc__ or ""),
     "zoo": (zoo, zoo.__doc__ or ""),
 }
 

@@ -3,6 +3,8 @@
 from wsflow.commands.barrier import barrier
 from wsflow.commands.collect import collect
 from wsflow.commands.evaluate import evaluate
+from wsflow.commands.export import export
+from wsflow.commands.import_ import import_
 from wsflow.commands.predict import predict
 
-__all__ = ["barrier", "collect", "evaluate", "predict"]
+__all__ = ["barrier", "collect", "evaluate", "export", "import_", "predict"]

@@ -2,6 +2,7 @@
 
 from wsflow.zoo.collect import Collector
 from wsflow.zoo.datamodule import ZooDataModule
+from wsflow.zoo.exchange import export_network, export_zoo, import_zoo
 from wsflow.zoo.loader import NetworkLoader
 from wsflow.zoo.optimizer import SGD, Adam, CosineDecay, RunOptimizer
 from wsflow.zoo.shards import ZooError
@@ -24,6 +25,9 @@ __all__ = [
     "Zoo",
     "ZooDataModule",
     "ZooError",
+    "export_network",
+    "export_zoo",
+    "import_zoo",
     "parse_share",
     "share_from_environment",
     "split_runs",

@@ -85,6 +85,7 @@ def merge(paths: Sequence[str], output: str) -> None:
             {name: value[order] for name, value in zoo.metrics.items()},
             zoo.start,
             zoo.run_ids + offset,
+            zoo.buffers[order] if zoo.buffers is not None else None,
         )
         zoo.check_finite()
         sidecars.append(write_shard(Path(output), len(sidecars), tensors))
@@ -117,7 +118,7 @@ def subset(path: str, output: str, runs: int | None = None, skip: int = 0, final
     rows = rows[zoo.run[rows].argsort(stable=True)]
     write_networks(
         output,
-        zoo.rows(rows),
+        zoo.extended(rows),
         zoo.space,
         zoo.run[rows],
         zoo.step[rows],
@@ -141,6 +142,7 @@ def _refuse_misfit(first: Zoo, other: Zoo, names: str) -> None:
         "kind": first.kind != other.kind,
         "metrics": set(first.metrics) != set(other.metrics),
         "starts": first.has_start != other.has_start,
+        "running statistics": first.has_buffers != other.has_buffers,
     }
     found = [name for name, different in differs.items() if different]
     if found:

@@ -4,6 +4,7 @@ A shard ``shard-00000.safetensors`` holds
 
 - ``theta`` (n, D) float32, ``run`` (n,) int64, ``step`` (n,) int64: snapshots, by run and then by step;
 - ``metric.<name>`` (n,) float32: their metrics;
+- ``buffers`` (n, D_b) float32: their running statistics, where the network has norm layers that keep some;
 - ``start`` (R, D) float32, ``start_run`` (R,) int64: the initial weights of its runs, where they are known.
 
 Its sidecar ``shard-00000.json`` holds sizes and the SHA-256 of the file.  The sidecar is written after the shard, so a
@@ -85,9 +86,12 @@ def shard_tensors(
     metrics: Mapping[str, Tensor] | None = None,
     start: Tensor | None = None,
     start_run: Tensor | None = None,
+    buffers: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of a shard by name, with the types of the file format; shapes as in the module's docstring."""
     tensors = {"theta": theta.detach().float(), "run": run.long(), "step": step.long()}
+    if buffers is not None:
+        tensors["buffers"] = buffers.detach().float()
     tensors |= {f"metric.{name}": value.detach().float() for name, value in (metrics or {}).items()}
     if start is not None and start_run is not None:
         tensors |= {"start": start.detach().float(), "start_run": start_run.long()}
@@ -109,9 +113,11 @@ def write_shard(
         The sidecar.
 
     Raises:
-        ZooError: where a weight or a start is not finite; the message names the runs.
+        ZooError: where a weight, a running statistic or a start is not finite; the message names the runs.
     """
     refuse_non_finite(tensors["theta"], tensors["run"], "weights")
+    if "buffers" in tensors:
+        refuse_non_finite(tensors["buffers"], tensors["run"], "running statistics")
     if "start" in tensors:
         refuse_non_finite(tensors["start"], tensors["start_run"], "starts")
     directory.mkdir(parents=True, exist_ok=True)

@@ -74,6 +74,11 @@ class Zoo:
         return cat([shard["theta"] for shard in self._shards])
 
     @cached_property
+    def buffers(self) -> Tensor | None:
+        """(N, D_b) float32, running statistics of norm layers; None where the zoo keeps none."""
+        return cat([shard["buffers"] for shard in self._shards]) if self.has_buffers else None
+
+    @cached_property
     def run(self) -> Tensor:
         """(N,) int64, the run of each snapshot."""
         return cat([shard["run"] for shard in self._shards])
@@ -104,14 +109,23 @@ class Zoo:
         """Whether the runs' initial weights are known."""
         return "start" in self._shards[0]
 
+    @property
+    def has_buffers(self) -> bool:
+        """Whether the running statistics of its networks' norm layers are known."""
+        return "buffers" in self._shards[0]
+
     def rows(self, index: Tensor) -> Tensor:
         """Weights of the snapshots ``index`` (B,), a copy (B, D) that reads only these."""
-        shard_of = torch.bucketize(index, self._offsets[1:], right=True)
-        result = torch.empty(len(index), self.space.dim)
-        for number in torch.unique(shard_of).tolist():
-            where = shard_of == number
-            result[where] = self._shards[number]["theta"][index[where] - self._offsets[number]]
-        return result
+        return self._rows("theta", index)
+
+    def extended(self, index: Tensor) -> Tensor:
+        """Weights and running statistics of the snapshots ``index`` (B,), a copy.
+
+        Returns:
+            (B, D + D_b); (B, D) where the zoo keeps no running statistics.
+        """
+        theta = self.rows(index)
+        return torch.cat([theta, self._rows("buffers", index)], dim=1) if self.has_buffers else theta
 
     def starts_of(self, run: Tensor) -> Tensor:
         """Initial weights (B, D) of the runs (B,), a copy.
@@ -159,8 +173,19 @@ class Zoo:
         """Raise ZooError where weights or starts hold NaN or infinity; the message names the runs."""
         for shard in self._shards:
             refuse_non_finite(shard["theta"], shard["run"], f"{self.path}: weights")
+            if "buffers" in shard:
+                refuse_non_finite(shard["buffers"], shard["run"], f"{self.path}: running statistics")
             if "start" in shard:
                 refuse_non_finite(shard["start"], shard["start_run"], f"{self.path}: starts")
+
+    def _rows(self, name: str, index: Tensor) -> Tensor:
+        """Rows ``index`` (B,) of a tensor of the shards, a copy."""
+        shard_of = torch.bucketize(index, self._offsets[1:], right=True)
+        result = torch.empty(len(index), self._shards[0][name].shape[1])
+        for number in torch.unique(shard_of).tolist():
+            where = shard_of == number
+            result[where] = self._shards[number][name][index[where] - self._offsets[number]]
+        return result
 
     @cached_property
     def _shards(self) -> list[dict[str, Tensor]]:
@@ -192,6 +217,12 @@ class Zoo:
                 raise ZooError(
                     f"{self.path / shard['file']} holds weights of another architecture: shape "
                     f"{tuple(tensors['theta'].shape)}, but the manifest's weight space has D = {self.space.dim}"
+                )
+            known = tensors["buffers"].shape[1:] if "buffers" in tensors else None
+            if known not in (None, (self.space.full_dim - self.space.dim,)) or (known is None) == self.has_buffers:
+                raise ZooError(
+                    f"{self.path / shard['file']} holds running statistics of another architecture, or lacks those "
+                    "that the zoo's other files hold"
                 )
 
 

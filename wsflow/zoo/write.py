@@ -94,7 +94,7 @@ def write_networks(
 
     Args:
         path: Directory to make; it must not hold a zoo.
-        theta: (N, D) weights.
+        theta: (N, D) weights, or (N, D + D_b) with running statistics, which are kept then.
         space: Their weight space; it needs a description.
         run: (N,) run or sample index, sorted; ``0 .. N - 1`` by default.
         step: (N,), ascending within a run; 0 by default.
@@ -124,9 +124,15 @@ def write_networks(
         rows = slice(int(ends[first - 1]) if first else 0, int(ends[last - 1]))
         values = {name: value[rows] for name, value in (metrics or {}).items()}
         begin = start[first:last] if start is not None else None
-        tensors = shard_tensors(theta[rows], run[rows], step[rows], values, begin, ids[first:last])
+        weights, buffers = split_buffers(space, theta[rows])
+        tensors = shard_tensors(weights, run[rows], step[rows], values, begin, ids[first:last], buffers)
         sidecars.append(write_shard(path, index, tensors))
     write_manifest(path, space, sidecars, kind, task, extra=extra)
+
+
+def split_buffers(space: WeightSpace, theta: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Weights (B, D), and running statistics (B, D_b) where ``theta`` is extended by them."""
+    return theta[:, : space.dim], theta[:, space.dim :] if theta.shape[1] > space.dim else None
 
 
 def _by_runs(ends: Tensor, shard_rows: int) -> list[tuple[int, int, int]]:
