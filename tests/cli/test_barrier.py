@@ -15,7 +15,7 @@ from wsflow.alignment import WeightMatching
 from wsflow.alignment.barrier import barriers
 from wsflow.cli import main
 from wsflow.commands.barrier import draw_finals, draw_snapshots
-from wsflow.commands.connectivity import EachOther, Lines, OneNetwork, name
+from wsflow.commands.connectivity import Center, EachOther, Lines, OneNetwork, name
 from wsflow.tasks import BreastCancer, Gaussians
 from wsflow.zoo import Collector, EverySnapshot, Zoo, write_networks
 
@@ -59,11 +59,13 @@ def test_the_numbers_are_those_of_the_zoos_last_snapshots(barrier, zoo, tmp_path
 
 
 def test_the_table_has_a_row_for_every_aligner_and_target(barrier):
-    options = ["--aligner", "WeightMatching", "--aligner=WeightMatching", "--aligner.restarts=2", "--pairwise"]
-    written, printed = barrier(*options, "--n=4", "--split=val", "--pairs=2")
+    options = ["--aligner", "WeightMatching", "--aligner=WeightMatching", "--aligner.restarts=2", "--aligner=ZooCenter"]
+    written, printed = barrier(*options, "--center", "--pairwise", "--n=4", "--split=val", "--pairs=2")
     rows = [(row["aligner"], row["target"]) for row in written["results"]]
-    names = ["WeightMatching", "WeightMatching(restarts=2)"]
-    assert rows == [("", ""), *((one, target) for one in names for target in ("one network", "each other"))]
+    names, targets = ["WeightMatching", "WeightMatching(restarts=2)"], ["one network", "the centre", "each other"]
+    assert rows[:-1] == [("", ""), *((one, target) for one in names for target in targets)]
+    assert rows[-1] == ("ZooCenter(aligner=WeightMatching)", "the centre")
+    assert written["results"][-1]["barrier"]["mean"] == written["results"][2]["barrier"]["mean"]
     assert "4 networks of 4 runs; val data" in printed
     assert all(f"{row['barrier']['mean']:.4f} ±" in printed for row in written["results"])
     assert all(f"{100 * row['barrier']['cut']:.1f} %" in printed for row in written["results"][1:])
@@ -116,7 +118,7 @@ def test_aligners_see_train_data_and_lines_the_asked_split(zoo, monkeypatch):
 
     theta = Zoo.open(zoo).theta[:6]
     lines = Lines(task, theta, torch.arange(6), "val", pairs=2)
-    for target in (OneNetwork(theta[0]), EachOther()):
+    for target in (OneNetwork(theta[0]), Center(), EachOther()):
         assert lines.measure(Asking(), target).seconds > 0
     assert set(touched) == {"train"}
     torch.testing.assert_close(lines.measure().barriers.ends["loss"], task.evaluate(theta, "val")["loss"].double())

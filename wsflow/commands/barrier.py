@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from wsflow.alignment import Aligner, WeightMatching
+from wsflow.alignment import Aligner, WeightMatching, ZooCenter
 from wsflow.commands.barrier_report import TABLE_WIDTH, render, write
-from wsflow.commands.connectivity import EachOther, Lines, OneNetwork, Target, name
+from wsflow.commands.connectivity import Center, EachOther, Lines, OneNetwork, Target, name
 from wsflow.zoo import Zoo, ZooError
 
 
@@ -24,6 +24,7 @@ def barrier(
     split: Literal["val", "test"] = "test",
     output: str = "runs/barrier",
     reference: int | None = None,
+    center: bool = False,
     pairwise: bool = False,
     pairs: int = 200,
     points: int = 11,
@@ -40,6 +41,7 @@ def barrier(
         split: Data that the lines are judged on; aligners see train data alone.
         output: Folder for barrier.json, the matrices and the pictures.
         reference: The run whose last snapshot the others are aligned to; the first of those drawn by default.
+        center: Whether all networks are also aligned to their own centre; ZooCenter aligns to nothing else.
         pairwise: Whether the two networks of each pair are also aligned to each other.
         pairs: How many pairs of different runs are judged along their whole line.
         points: How many points of a line, both ends among them.
@@ -59,10 +61,13 @@ def barrier(
     rows = (draw_snapshots if snapshots else draw_finals)(store, n, seed)
     run = store.run[rows]
     reference = int(run[0]) if reference is None else reference
-    targets: list[Target] = [OneNetwork(final_of(store, reference)), *([EachOther()] if pairwise else [])]
+    targets: list[Target] = [OneNetwork(final_of(store, reference))]
+    targets += [Center()] * center + [EachOther()] * pairwise
     lines = Lines(task, store.rows(rows), run, split, pairs, points, batch_size, seed)
     results = [lines.measure()]
-    results += [lines.measure(one, target) for one in aligners for target in targets]
+    for one in aligners:
+        chosen = [Center()] if isinstance(one, ZooCenter) else targets
+        results += [lines.measure(one, target) for target in chosen]
     origin = {"zoo": zoo, "split": split, "snapshots": snapshots, "reference": reference, "seed": seed}
     origin |= {"batch_size": batch_size, "run": run.tolist(), "step": store.step[rows].tolist()}
     folder = write(Path(output), results, origin)

@@ -63,7 +63,13 @@ def render(results: Sequence[Connectivity], split: str) -> Table:
     """A table with a row for each result, the networks as they are first."""
     before = results[0]
     has_accuracy = "accuracy" in before.barriers.ends
-    table = Table(title=_title(before, split), caption=_caption(before), caption_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=_title(before, split),
+        caption=_caption(before),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("aligner", overflow="fold")
     table.add_column("aligned to", no_wrap=True)
     headings = ["midpoint\nbarrier", "cut", "largest", "barrier\non the line", "loss\nmidpoint"]

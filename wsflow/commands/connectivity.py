@@ -10,23 +10,64 @@ from __future__ import annotations
 import inspect
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from wsflow.alignment import Aligner, check_same_functions
+from wsflow.alignment import Aligner, ZooCenter, check_same_functions
 from wsflow.alignment.barrier import Barriers, Match, Paths, barriers, paths
 from wsflow.tasks import BaseTask
+from wsflow.weightspace import Objective
 
 PROBE = 16
 """Inputs on which an aligned network must compute what it computed before."""
 
-Move = tuple[Tensor, Match | None]
-"""Networks (N, D), and what brings the second of a pair near the first; None where they stay as they are."""
+
+class Matcher:
+    """Brings networks near others without changing their functions, and adds up what that takes.
+
+    Args:
+        task: The task.
+        aligner: How.
+        objective: For aligners that look at a loss.
+
+    Attributes:
+        seconds: Spent in the aligner so far.
+    """
+
+    def __init__(self, task: BaseTask, aligner: Aligner, objective: Objective) -> None:
+        self.task, self.aligner, self.objective = task, aligner, objective
+        self.seconds = 0.0
+
+    def __call__(self, theta: Tensor, reference: Tensor) -> Tensor:
+        """Networks (P, D) brought near others (P, D), one by one, or all near one (D,).
+
+        Raises:
+            ValueError: where an aligned network computes another function.
+        """
+        return self._moved(theta, lambda: self.aligner.align(self.task.space, theta, reference, self.objective))
+
+    def to_center(self, theta: Tensor) -> Tensor:
+        """Networks (N, D) brought near their own centre.
+
+        Raises:
+            ValueError: where an aligned network computes another function.
+        """
+        center = self.aligner if isinstance(self.aligner, ZooCenter) else ZooCenter(self.aligner)
+        space, objective = self.task.space, self.objective
+        return self._moved(theta, lambda: center.align_to_center(space, theta, objective=objective).perms)
+
+    def _moved(self, theta: Tensor, align: Callable[[], list[Tensor]]) -> Tensor:
+        begin = time.perf_counter()
+        perms = align()
+        self.seconds += time.perf_counter() - begin
+        moved = self.task.space.permute(theta, perms)
+        check_same_functions(self.task.space, theta, moved, self.task.probe(PROBE))
+        return moved
 
 
 class Target(ABC):
@@ -35,12 +76,11 @@ class Target(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def move(self, theta: Tensor, match: Match) -> Move:
-        """Arrange networks.
+    def move(self, theta: Tensor, matcher: Matcher) -> tuple[Tensor, Match | None]:
+        """Arrange networks (N, D).
 
-        Args:
-            theta: (N, D).
-            match: Brings networks (P, D) near others (P, D) or near one (D,).
+        Returns:
+            The networks, and what brings the second of a pair near the first; None where they stay as they are.
         """
 
 
@@ -56,9 +96,19 @@ class OneNetwork(Target):
     def __init__(self, network: Tensor) -> None:
         self.network = network
 
-    def move(self, theta: Tensor, match: Match) -> Move:
+    def move(self, theta: Tensor, matcher: Matcher) -> tuple[Tensor, Match | None]:
         """The aligned networks."""
-        return match(theta, self.network), None
+        return matcher(theta, self.network), None
+
+
+class Center(Target):
+    """All are brought near their own centre."""
+
+    name = "the centre"
+
+    def move(self, theta: Tensor, matcher: Matcher) -> tuple[Tensor, Match | None]:
+        """The aligned networks."""
+        return matcher.to_center(theta), None
 
 
 class EachOther(Target):
@@ -66,9 +116,9 @@ class EachOther(Target):
 
     name = "each other"
 
-    def move(self, theta: Tensor, match: Match) -> Move:
+    def move(self, theta: Tensor, matcher: Matcher) -> tuple[Tensor, Match | None]:
         """The networks as they are; alignment comes with the pairs."""
-        return theta, match
+        return theta, matcher
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +157,9 @@ class Lines:
         points: How many points of a line.
         batch_size: Train data points that an aligner's objective sees at a time; all by default.
         seed: Of the pairs.
+
+    Raises:
+        ValueError: for no pairs, or a batch larger than the train split.
     """
 
     def __init__(
@@ -132,52 +185,26 @@ class Lines:
     def measure(self, aligner: Aligner | None = None, target: Target | None = None) -> Connectivity:
         """Judge the lines, after the networks were brought near the target, or as they are."""
         if aligner is None or target is None:
-            return self._judge("", "", self.theta, None, _Clock())
-        clock = _Clock()
-        theta, match = target.move(self.theta, partial(self._match, aligner, clock))
-        return self._judge(name(aligner), target.name, theta, match, clock)
+            return Connectivity("", "", *self._judge(self.theta, None), 0.0)
+        matcher = Matcher(self.task, aligner, self.objective)
+        theta, match = target.move(self.theta, matcher)
+        found = self._judge(theta, match)
+        return Connectivity(name(aligner), target.name, *found, matcher.seconds)
 
-    def _judge(self, aligner: str, target: str, theta: Tensor, match: Match | None, clock: _Clock) -> Connectivity:
-        found = barriers(self.evaluate, theta, self.run, match)
-        seconds = clock.seconds
+    def _judge(self, theta: Tensor, match: Match | None) -> tuple[Barriers, Paths]:
         first, second = theta[self.first], theta[self.second]
-        second = second if match is None else match(second, first)
-        return Connectivity(aligner, target, found, paths(self.evaluate, first, second, self.points), seconds)
-
-    def _match(self, aligner: Aligner, clock: _Clock, theta: Tensor, reference: Tensor) -> Tensor:
-        """Networks brought near their references; raises where that changed their functions."""
-        with clock:
-            perms = aligner.align(self.task.space, theta, reference, self.objective)
-        moved = self.task.space.permute(theta, perms)
-        check_same_functions(self.task.space, theta, moved, self.task.probe(PROBE))
-        return moved
+        line = paths(self.evaluate, first, second if match is None else match(second, first), self.points)
+        return barriers(self.evaluate, theta, self.run, match), line
 
 
-class _Clock:
-    """Adds up the seconds spent inside it."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __enter__(self) -> None:
-        self._begin = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._begin
+def name(thing: object) -> str:
+    """Class of an aligner, or of what an aligner is made of, with the arguments that are not its defaults."""
+    parameters = inspect.signature(type(thing)).parameters.items()
+    values = {key: (getattr(thing, key, parameter.default), parameter.default) for key, parameter in parameters}
+    text = ", ".join(f"{key}={_text(value)}" for key, (value, default) in values.items() if value != default)
+    return f"{type(thing).__name__}({text})" if text else type(thing).__name__
 
 
-def name(aligner: Aligner) -> str:
-    """Class of an aligner, with the arguments that are not its defaults."""
-    return _short(aligner.description(), type(aligner))
-
-
-def _short(description: Mapping[str, Any], kind: type | None = None) -> str:
-    defaults = inspect.signature(kind).parameters if kind else {}
-    given = {
-        key: value
-        for key, value in description.get("init_args", {}).items()
-        if key not in defaults or value != defaults[key].default
-    }
-    text = ", ".join(f"{key}={_short(v) if isinstance(v, Mapping) else v}" for key, v in given.items())
-    kind_name = description["class_path"].rpartition(".")[2]
-    return f"{kind_name}({text})" if text else kind_name
+def _text(value: object) -> str:
+    plain = value is None or isinstance(value, str | int | float | Sequence | Mapping)
+    return str(value) if plain else name(value)
