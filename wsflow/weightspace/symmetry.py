@@ -99,12 +99,10 @@ def rescale(space: WeightSpace, theta: Tensor, scales: Sequence[Tensor]) -> Tens
     result = theta.clone()
     for block in space.blocks:
         if block.target_scale in factors or block.source_scale in factors:
-            view = block.view(result)
-            view[...] = view * _block_factor(block, factors)[..., None]
+            block.view(result)[...] = block.view(theta) * _block_factor(block, factors)[..., None]
     for vector in _vectors(space, theta):
         if vector.kind != "slope" and (vector.scale in factors or vector.source_scale in factors):
-            view = vector.view(result)
-            view[...] = _rescaled(vector, view, factors)
+            vector.view(result)[...] = _rescaled(vector, vector.view(theta), factors)
     return result
 
 
