@@ -1,7 +1,8 @@
 """From a network to its weight space.
 
-The network is written down as a graph of operations (torch.fx) and run once on an example, while every activation is
-labelled with the neurons that its channel axis carries (:mod:`wsflow.weightspace.labels`).  A rule per operation
+The network is written down as a graph of operations (torch.fx) and run once on an example
+(:mod:`wsflow.weightspace.graph`), while every activation is labelled with the neurons that its channel axis carries
+(:mod:`wsflow.weightspace.labels`).  A rule per operation
 (:mod:`wsflow.weightspace.layers` for what has parameters, :mod:`wsflow.weightspace.operations` for the rest) says which
 tensors join which neurons, what must permute and rescale alike, and what lies on the output.  Nothing is guessed: an
 operation without a rule is refused by name.
@@ -11,16 +12,15 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from wsflow.weightspace import layers, operations
-from wsflow.weightspace.calls import Call, Draft, Mark, Param
+from wsflow.weightspace.calls import Draft, Param
 from wsflow.weightspace.elements import GroupVector, NeuronGroup, Partition, Rescaling, WeightBlock
-from wsflow.weightspace.labels import Label, Neurons, Parts, Scale, Segment, UnsupportedModuleError
+from wsflow.weightspace.graph import walk
+from wsflow.weightspace.labels import Neurons, Parts, Scale, Segment, UnsupportedModuleError
 from wsflow.weightspace.space import WeightSpace
 
 
@@ -93,13 +93,10 @@ class Tracing:
 
     def run(self, example: Tensor) -> None:
         """Label every activation."""
-        graph = _graph(self.module)
-        interpreter = _Labeller(graph, self)
         parameter = next(self.module.parameters(), None)
         if parameter is not None and example.is_floating_point():
             example = example.to(parameter)
-        with torch.no_grad():
-            interpreter.run(example)
+        walk(self, self.module, example)
 
     def neurons(self, size: int, fixed: bool = False) -> Neurons:
         """A new class of neurons."""
@@ -125,9 +122,15 @@ class Tracing:
         return self._inputs[size]
 
     def param(self, tensor: Tensor | None) -> Param | None:
-        """A parameter or buffer by its (first) name."""
+        """A parameter or buffer by its (first) name.
+
+        Raises:
+            UnsupportedModuleError: for another tensor.
+        """
         if tensor is None:
             return None
+        if id(tensor) not in self._names:
+            raise UnsupportedModuleError("a tensor that it uses is computed, and no parameter of the network")
         return Param(self._names[id(tensor)], tuple(tensor.shape))
 
     def draft(self, draft: Draft) -> None:
@@ -139,84 +142,6 @@ class Tracing:
         known = self.drafts.setdefault((draft.tensor.name, draft.row, draft.column), draft)
         if known is not draft:
             known.tie(draft)
-
-
-class _Labeller(fx.Interpreter):
-    """Runs the graph on real values and keeps a mark for every node."""
-
-    def __init__(self, graph: fx.GraphModule, tracing: Tracing) -> None:
-        super().__init__(graph)
-        self.tracing = tracing
-        self.marks: dict[fx.Node, Mark] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """The node's value; its mark is kept on the side."""
-        result = super().run_node(n)
-        try:
-            self.marks[n] = self._mark(n, result)
-        except UnsupportedModuleError as error:
-            what = type(self.fetch_attr(str(n.target))).__name__ if n.op == "call_module" else operations.name_of(n)
-            where = f" (module {n.target!r})" if n.op == "call_module" else ""
-            raise UnsupportedModuleError(f"node {n.name!r}{where}: {what}: {error}") from error
-        return result
-
-    def _mark(self, n: fx.Node, result: Any) -> Mark:
-        if n.op == "get_attr":
-            value = self.fetch_attr(str(n.target))
-            return self.tracing.param(value) if isinstance(value, nn.Parameter) else None
-        if n.op == "placeholder":
-            return None
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        marks, named = (self._marks_of(given) for given in (n.args, n.kwargs))
-        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        call = Call(self.tracing, module, n.name, args, kwargs, marks, named, result)
-        if n.op == "output":
-            operations.output(call)
-            return None
-        if module is not None:
-            return rule_for(module)(call)
-        if not any(isinstance(mark, Label | Param) for mark in call.flat_marks()):
-            return None
-        return operations.rule_of(n)(call)
-
-    def _marks_of(self, given: Any) -> Any:
-        return fx.node.map_arg(given, lambda node: self.marks[node])  # type: ignore[arg-type, return-value]
-
-
-def rule_for(module: nn.Module) -> Callable[[Call], Mark]:
-    """The rule of a layer, by its exact type.
-
-    Raises:
-        UnsupportedModuleError: where there is none.
-    """
-    rule = layers.MODULES.get(type(module)) or operations.MODULES.get(type(module))
-    if rule is None:
-        known = ", ".join(sorted({cls.__name__ for cls in (*layers.MODULES, *operations.MODULES)}))
-        raise UnsupportedModuleError(f"this layer is not supported; supported are {known}")
-    return rule
-
-
-class _Tracer(fx.Tracer):
-    """Treats the layers that have rules, and all others of torch.nn, as single operations."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return (
-            type(m) in layers.MODULES
-            or type(m) in operations.MODULES
-            or super().is_leaf_module(m, module_qualified_name)
-        )
-
-
-def _graph(module: nn.Module) -> fx.GraphModule:
-    if type(module) in layers.MODULES or type(module) in operations.MODULES:
-        module = nn.Sequential(module)
-    try:
-        return fx.GraphModule(module, _Tracer().trace(module))
-    except (fx.proxy.TraceError, TypeError, NotImplementedError) as error:
-        raise UnsupportedModuleError(
-            f"{type(module).__name__} cannot be written as a graph: {error}; control flow that depends on data is not "
-            "supported"
-        ) from error
 
 
 def _build(
