@@ -192,9 +192,10 @@ class Lines:
         return Connectivity(name(aligner), target.name, *found, matcher.seconds)
 
     def _judge(self, theta: Tensor, match: Match | None) -> tuple[Barriers, Paths]:
+        found = barriers(self.evaluate, theta, self.run, match)
         first, second = theta[self.first], theta[self.second]
-        line = paths(self.evaluate, first, second if match is None else match(second, first), self.points)
-        return barriers(self.evaluate, theta, self.run, match), line
+        second = second if match is None else match(second, first)
+        return found, paths(self.evaluate, first, second, self.points)
 
 
 def name(thing: object) -> str:
