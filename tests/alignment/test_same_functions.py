@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
 from wsflow.alignment import WeightMatching, base, check_same_functions, similarity
 from wsflow.weightspace import WeightSpace, mlp
@@ -54,3 +57,32 @@ def test_similarity_orders_like_distance():
     gain = similarity(SPACE, moved, reference) - similarity(SPACE, theta, reference)
     squares = [(x.double() - reference.double()).square().sum(1) for x in (theta, moved)]
     torch.testing.assert_close(gain, (squares[0] - squares[1]) / 2)
+
+
+class TwoHeads(nn.Module):
+    """Two outputs of different shapes from one convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.first, self.second = nn.Conv2d(2, 4, 3), nn.Linear(4, 2), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.body(x))
+        return self.first(x.mean((2, 3))), self.second(x)
+
+
+def test_inputs_and_outputs_may_have_any_shape():
+    space = WeightSpace.from_module(TwoHeads(), torch.randn(2, 2, 6, 5))
+    theta = torch.randn(5, space.dim, generator=torch.Generator().manual_seed(0))
+    aligned = space.permute(theta, random_permutations(space, 5, torch.Generator().manual_seed(1)))
+    check_same_functions(space, theta, aligned)
+    aligned[3, -1] += 0.1  # the bias of the second head
+    with pytest.raises(ValueError, match="function of 1 of 5 networks: outputs of network 3"):
+        check_same_functions(space, theta, aligned)
+
+
+def test_a_space_that_does_not_know_its_inputs_wants_some():
+    space, theta = replace(SPACE, input_shape=None), draw(2)
+    with pytest.raises(ValueError, match="give inputs to compare networks on"):
+        check_same_functions(space, theta, theta)
+    check_same_functions(space, theta, theta, inputs=torch.ones(1, 30))

@@ -17,38 +17,54 @@ from wsflow.weightspace import WeightSpace
 from wsflow.weightspace.symmetry import compose
 
 
+class Plan:
+    """The moves of a weight space.
+
+    Args:
+        space: The weight space.
+
+    Raises:
+        ValueError: where its groups contradict each other; see :func:`wsflow.alignment.moves.find_moves`.
+    """
+
+    def __init__(self, space: WeightSpace) -> None:
+        found = find_moves(space)
+        self.space, self.forward, self.moves = space, forward_order(space, found), list(chain.from_iterable(found))
+        self.again = torch.tensor([[_touches(a, b) for b in self.moves] for a in self.moves], dtype=torch.bool)
+
+
 class Descent:
     """A descent of B networks; they end where no move gains anything.
 
     Args:
-        space: The weight space.
+        plan: The moves.
         theta: (B, D), permuted in place.
         reference: (D,) or (B, D).
     """
 
-    def __init__(self, space: WeightSpace, theta: Tensor, reference: Tensor) -> None:
-        self.space, self.reference = space, reference
-        self.theta = theta
-        self.perms = [torch.arange(g.size, device=theta.device).repeat(len(theta), 1) for g in space.hidden]
-        self._places = {group.name: i for i, group in enumerate(space.hidden)}
+    def __init__(self, plan: Plan, theta: Tensor, reference: Tensor) -> None:
+        self.plan, self.theta, self.reference = plan, theta, reference
+        hidden = plan.space.hidden
+        self.perms = [torch.arange(group.size, device=theta.device).repeat(len(theta), 1) for group in hidden]
+        self._places = {group.name: i for i, group in enumerate(hidden)}
+        self._names = {group.name for group in plan.space.groups}
 
     def start(self, perms: Sequence[Tensor]) -> None:
         """Permute all networks, each by (B, size) or (1, size) per hidden group."""
         perms = [p.to(self.theta.device).expand(len(self.theta), -1) for p in perms]
-        self.theta, self.perms = self.space.permute(self.theta, perms), compose(self.perms, perms)
+        self.theta, self.perms = self.plan.space.permute(self.theta, perms), compose(self.perms, perms)
 
     def forward(self) -> None:
         """Match groups in forward order, each by what joins it to groups matched before."""
-        known = {group.name for group in self.space.groups if group.role != "hidden"}
-        for move in forward_order(self.space, find_moves(self.space)):
+        known = self._names - set(self._places)
+        for move in self.plan.forward:
             step, _ = best_step(move, Networks(self.theta, self.reference), known)
             self._apply(move, None, step)
             known |= move.names
 
     def sweep(self, iterations: int, generator: torch.Generator) -> None:
         """Make moves in random order until none gains anything, at most ``iterations`` times each."""
-        moves = list(chain.from_iterable(find_moves(self.space)))
-        again = torch.tensor([[_touches(a, b) for b in moves] for a in moves], device=self.theta.device)
+        moves, again = self.plan.moves, self.plan.again.to(self.theta.device)
         due = torch.ones(len(self.theta), len(moves), dtype=torch.bool, device=self.theta.device)
         for _ in range(iterations):
             for m in torch.randperm(len(moves), generator=generator).tolist():
@@ -60,10 +76,9 @@ class Descent:
                 break
 
     def _make(self, move: Move, rows: Tensor) -> Tensor:
-        """Make a move where it gains; those of the networks ``rows``."""
-        everywhere = {group.name for group in self.space.groups}
+        """Make a move in those of the networks ``rows`` where it gains, and return these."""
         chosen = None if len(rows) == len(self.theta) else rows
-        step, better = best_step(move, Networks(self.theta, self.reference, chosen), everywhere)
+        step, better = best_step(move, Networks(self.theta, self.reference, chosen), self._names)
         rows = rows[better]
         if len(rows) > 0:
             whole = len(rows) == len(self.theta)

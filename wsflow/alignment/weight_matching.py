@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from wsflow.alignment.base import Aligner, similarity
-from wsflow.alignment.descent import Descent
+from wsflow.alignment.descent import Descent, Plan
 from wsflow.alignment.gains import ROUNDING
 from wsflow.weightspace import Objective, WeightSpace
 from wsflow.weightspace.symmetry import random_permutations
@@ -96,48 +96,42 @@ class WeightMatching(Aligner):
         """
         _check(space, theta, reference)
         theta, reference = theta[:, : space.dim], reference[..., : space.dim].to(theta)
-        rows, parts = max(1, ELEMENTS // space.dim), []
+        plan, rows, parts = Plan(space), max(1, ELEMENTS // space.dim), []
         for i in range(0, max(1, len(theta)), rows):
             goal = reference if reference.ndim == 1 else reference[i : i + rows]
-            parts.append(self._match(space, theta[i : i + rows], goal))
+            parts.append(self._match(plan, theta[i : i + rows], goal))
         perms = [torch.cat(group) for group in zip(*(part.perms for part in parts), strict=True)]
         found = [torch.cat([getattr(part, name) for part in parts]) for name in ("similarity", "descents")]
         return Matching(perms, *found)
 
-    def _match(self, space: WeightSpace, theta: Tensor, reference: Tensor) -> Matching:
+    def _match(self, plan: Plan, theta: Tensor, reference: Tensor) -> Matching:
         """All descents of one chunk of networks; one that has come to equal its reference needs no more."""
-        generator = torch.Generator().manual_seed(self.seed)
+        space, generator = plan.space, torch.Generator().manual_seed(self.seed)
         best = _as_given(space, theta, reference)
         given, most = best.similarity.clone(), (_square(space, theta) * _square(space, reference)).sqrt()
         for number in range(1, self.restarts + 2):
             seed = int(torch.randint(2**62, (), generator=generator))
             start = random_permutations(space, 1, generator) if number > 1 else None
             rows = (best.similarity < (1 - ROUNDING) * most).nonzero()[:, 0]
-            found = self._descend(space, theta, reference, rows, start, seed)
+            found = self._descend(plan, theta, reference, rows, start, seed)
             best.improve(rows, found, number, ROUNDING * most)
             if number == 1:
                 rows = rows[found.similarity < given[rows] - ROUNDING * most[rows]]
                 identity = [torch.arange(group.size)[None] for group in space.hidden]
-                found = self._descend(space, theta, reference, rows, identity, seed)
+                found = self._descend(plan, theta, reference, rows, identity, seed)
                 best.improve(rows, found, number, ROUNDING * most)
         return best
 
     def _descend(
-        self,
-        space: WeightSpace,
-        theta: Tensor,
-        reference: Tensor,
-        rows: Tensor,
-        start: list[Tensor] | None,
-        seed: int,
+        self, plan: Plan, theta: Tensor, reference: Tensor, rows: Tensor, start: list[Tensor] | None, seed: int
     ) -> Matching:
         """One descent of the networks ``rows`` from permutations (1, size), or from a forward pass."""
         goal = reference if reference.ndim == 1 else reference[rows]
-        descent = Descent(space, theta[rows], goal)
+        descent = Descent(plan, theta[rows], goal)
         if len(rows) > 0:
             descent.forward() if start is None else descent.start(start)
             descent.sweep(self.iterations, torch.Generator().manual_seed(seed))
-        near = similarity(space, descent.theta, goal)
+        near = similarity(plan.space, descent.theta, goal)
         return Matching(descent.perms, near, torch.zeros_like(near, dtype=torch.long))
 
 
