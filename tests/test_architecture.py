@@ -20,7 +20,7 @@ MATHEMATICS = ["weightspace", "geometry", "alignment", "flow", "fields"]
 ROOMS: dict[str, set[str]] = {
     "weightspace": set(),
     "geometry": {"weightspace"},
-    "alignment": {"weightspace"},
+    "alignment": {"weightspace", "description"},
     "flow": {"weightspace", "geometry", "alignment"},  # alignment: the permutation-aware coupling
     "fields": {"weightspace", "geometry"},
     "description": set(),

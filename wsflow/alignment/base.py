@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, final
@@ -10,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from wsflow.description import describe
 from wsflow.weightspace import Objective, WeightSpace
 
 BATCH = 256
@@ -61,12 +61,7 @@ class Aligner(ABC):
     @final
     def description(self) -> dict[str, Any]:
         """``{"class_path", "init_args"}``, plain data: the settings that an aligned zoo is cached under."""
-        cls = type(self)
-        arguments = {name: getattr(self, name) for name in inspect.signature(cls).parameters}
-        return {
-            "class_path": f"{cls.__module__}.{cls.__qualname__}",
-            "init_args": {n: a.description() if isinstance(a, Aligner) else a for n, a in arguments.items()},
-        }
+        return describe(self)
 
 
 def similarity(space: WeightSpace, theta: Tensor, reference: Tensor) -> Tensor:
