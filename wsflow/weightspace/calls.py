@@ -85,7 +85,7 @@ class Call:
         """
         mark = self.mark(0, "input")
         if isinstance(mark, Param):
-            raise UnsupportedModuleError(f"cannot be applied to the parameter {mark.name!r}")
+            raise UnsupportedModuleError(f"is applied to the parameter {mark.name!r} and not to an activation")
         return mark if isinstance(mark, Label) else None
 
     def label_on(self, axis: int) -> Label:
@@ -110,6 +110,8 @@ class Call:
         stack: list[Any] = [*self.marks, *self.named.values()]
         while stack:
             mark = stack.pop(0)
+            if isinstance(mark, Mapping):
+                mark = tuple(mark.values())
             if isinstance(mark, list | tuple):
                 stack = [*mark, *stack]
             else:
@@ -177,12 +179,8 @@ class Draft:
         ends = [(self.target, other.target)]
         if self.source is not None and other.source is not None:
             ends.append((self.source, other.source))
-        same = (self.kind, self.kernel, self.parts, self.inverse) == (
-            other.kind,
-            other.kernel,
-            other.parts,
-            other.inverse,
-        )
+        uses = [(use.kind, use.kernel, use.parts, use.inverse, use.leading, use.eps) for use in (self, other)]
+        same = uses[0] == uses[1] and (self.source is None) == (other.source is None)
         for a, b in ends:
             if not same or a.neurons.find().size != b.neurons.find().size:
                 raise UnsupportedModuleError(f"the parameter {self.tensor.name!r} is used in two different ways")

@@ -87,7 +87,7 @@ class _Labeller(fx.Interpreter):
         if module is None and not known:
             return None
         mark = (rule_for(module) if module is not None else operations.rule_of(n))(call)
-        _sound(mark, result, known)
+        _sound(mark, result, known and bool(n.users))
         return mark
 
     def _marks_of(self, given: Any) -> Any:

@@ -211,7 +211,7 @@ class Label:
             segment.neurons.find().fixed = True
 
 
-def merge(labels: Sequence[Label], what: str, scales: bool = True) -> Label:
+def merge(labels: Sequence[Label], scales: bool = True) -> Label:
     """Let activations permute alike and, unless told otherwise, rescale alike.
 
     Raises:
@@ -222,7 +222,7 @@ def merge(labels: Sequence[Label], what: str, scales: bool = True) -> Label:
         forms = [[(s.neurons.size, s.depth) for s in label.segments] for label in (first, other)]
         if first.axis != other.axis or forms[0] != forms[1]:
             raise UnsupportedModuleError(
-                f"{what} joins activations whose channels are made up differently: {forms[0]} on axis {first.axis} "
+                f"joins activations whose channels are made up differently: {forms[0]} on axis {first.axis} "
                 f"and {forms[1]} on axis {other.axis} (neurons, positions)"
             )
         for a, b in zip(first.segments, other.segments, strict=True):

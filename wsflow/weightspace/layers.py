@@ -11,7 +11,7 @@ One rule per layer.  A rule gives the label of what the layer puts out and leave
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -55,18 +55,18 @@ def linear(call: Call) -> Label:
 
 
 def convolution(call: Call) -> Label:
-    """``nn.Conv1d`` to ``nn.Conv3d``: reads axis 1; an unbatched image is refused."""
+    """``nn.Conv1d`` to ``nn.Conv3d``: reads axis 1."""
     layer = call.module
     assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    if call.input.ndim != layer.weight.ndim:
-        raise UnsupportedModuleError(f"needs a batch axis, but its input has shape {tuple(call.input.shape)}")
     weight, bias = call.tracing.param(layer.weight), call.tracing.param(layer.bias)
     assert weight is not None
     return convolve(call, weight, bias, layer.groups)
 
 
 def convolve(call: Call, weight: Param, bias: Param | None, groups: int) -> Label:
-    """A convolution, also grouped or depthwise."""
+    """A convolution, also grouped or depthwise; an unbatched image is refused."""
+    if call.input.ndim != len(weight.shape):
+        raise UnsupportedModuleError(f"needs a batch axis, but its input has shape {tuple(call.input.shape)}")
     label = call.label_on(1)
     if groups == 1:
         return affine(call, label, weight, bias)
@@ -95,51 +95,71 @@ def batch_norm(call: Call) -> Label:
     assert isinstance(layer, nn.modules.batchnorm._NormBase)
     label, tracing = call.label_on(1), call.tracing
     running = layer.running_mean is not None
+    if isinstance(layer, nn.modules.instancenorm._InstanceNorm):
+        if running:
+            raise UnsupportedModuleError("an instance norm with running statistics is not supported")
+        if call.input.ndim != int(type(layer).__name__[-2]) + 2:
+            raise UnsupportedModuleError(f"needs a batch axis, but its input has shape {tuple(call.input.shape)}")
     label.limit("positive" if running else None)
     if running:
         _vector(call, tracing.param(layer.running_mean), "running_mean", label.segments)
         _vector(call, tracing.param(layer.running_var), "running_var", label.segments, eps=layer.eps)
-    return _norm_affine(call, label, layer.weight, layer.bias)
+    return _norm_affine(call, label, tracing.param(layer.weight), tracing.param(layer.bias))
 
 
-def _norm_affine(call: Call, label: Label, weight: Any, bias: Any) -> Label:
+def _norm_affine(call: Call, label: Label, weight: Param | None, bias: Param | None) -> Label:
     """New factors after a norm, carried by its weight and bias; without them, what a norm gives has a scale of 1."""
+    if weight is None and bias is not None:
+        raise UnsupportedModuleError("a norm with a bias needs a weight too")
     segments = tuple(s.rescaled(call.tracing.scale(s.neurons.find(), fixed=weight is None)) for s in label.segments)
     result = Label(label.axis, segments)
     for segment in segments:
         segment.scale.diagonal = True
-    _vector(call, call.tracing.param(weight), "norm_weight", segments)
-    _vector(call, call.tracing.param(bias), "norm_bias", segments)
+    _vector(call, weight, "norm_weight", segments)
+    _vector(call, bias, "norm_bias", segments)
     return result
 
 
 def layer_norm(call: Call) -> Label:
-    """``nn.LayerNorm`` and ``nn.RMSNorm`` over the channel axis, with or without axes behind it."""
-    layer = call.module
+    """``nn.LayerNorm`` and ``nn.RMSNorm``."""
+    layer, param = call.module, call.tracing.param
     assert isinstance(layer, nn.LayerNorm | nn.RMSNorm)
-    label = call.label_on(-len(layer.normalized_shape))
-    behind = tuple(layer.normalized_shape[1:])
+    bias = param(getattr(layer, "bias", None))
+    return normalise_layer(call, layer.normalized_shape, param(layer.weight), bias, layer.eps)
+
+
+def normalise_layer(
+    call: Call, shape: Sequence[int], weight: Param | None, bias: Param | None, eps: float | None
+) -> Label:
+    """A layer norm over the channel axis, with or without axes behind it."""
+    label = call.label_on(-len(shape))
+    behind = tuple(shape[1:])
     if behind and any(segment.kernel for segment in label.segments):
         raise UnsupportedModuleError("a norm over flattened and further axes is not supported")
-    _shared_factor(label, 1, layer.eps)
+    _shared_factor(label, 1, eps)
     inner = Label(label.axis, tuple(replace(s, kernel=s.kernel + behind) for s in label.segments))
-    result = _norm_affine(call, inner, layer.weight, getattr(layer, "bias", None))
+    result = _norm_affine(call, inner, weight, bias)
     outer = zip(label.segments, result.segments, strict=True)
     return Label(label.axis, tuple(old.rescaled(new.scale) for old, new in outer))
 
 
 def group_norm(call: Call) -> Label:
-    """``nn.GroupNorm``: parts of the channels are normalised together, so that they keep together."""
-    layer = call.module
+    """``nn.GroupNorm``."""
+    layer, param = call.module, call.tracing.param
     assert isinstance(layer, nn.GroupNorm)
+    return normalise_groups(call, layer.num_groups, param(layer.weight), param(layer.bias), layer.eps)
+
+
+def normalise_groups(call: Call, groups: int, weight: Param | None, bias: Param | None, eps: float) -> Label:
+    """A group norm: parts of the channels are normalised together, so that they keep together."""
     label = call.label_on(1)
-    groups, channels = layer.num_groups, layer.num_channels
+    channels = label.length
     if 1 < groups < channels:
         if len(label.segments) > 1 or label.segments[0].kernel:
             raise UnsupportedModuleError("a GroupNorm of concatenated or flattened activations is not supported")
         label.segments[0].neurons.find().divide(Parts(groups))
-    _shared_factor(label, groups, layer.eps)
-    return _norm_affine(call, label, layer.weight, layer.bias)
+    _shared_factor(label, min(groups, label.segments[0].neurons.size), eps)
+    return _norm_affine(call, label, weight, bias)
 
 
 def _shared_factor(label: Label, count: int, eps: float | None) -> None:
@@ -156,7 +176,7 @@ def p_relu(call: Call) -> Mark:
     """``nn.PReLU``: positive factors; its slopes permute with the neurons, or belong to none where there is one."""
     layer = call.module
     assert isinstance(layer, nn.PReLU)
-    label = call.label_on(1)
+    label = call.label_on(1) if layer.num_parameters > 1 or call.label is None else call.label
     label.limit("positive")
     for segment in label.segments:
         neurons = segment.neurons.find()
@@ -190,8 +210,10 @@ def attention(call: Call) -> Mark:
     assert isinstance(layer, nn.MultiheadAttention)
     if layer.bias_k is not None or layer.add_zero_attn:
         raise UnsupportedModuleError("add_bias_kv and add_zero_attn are not supported")
-    if call.input.ndim != 3:
-        raise UnsupportedModuleError(f"needs a batch axis, but its queries have shape {tuple(call.input.shape)}")
+    if call.arg(0, "query").ndim != 3:
+        shape = tuple(call.arg(0, "query").shape)
+        raise UnsupportedModuleError(f"needs a batch axis, but its queries have shape {shape}")
+    _same_for_all_heads(call)
     tracing, width = call.tracing, layer.embed_dim
     heads = Parts(layer.num_heads)
     match, value = (tracing.segment(tracing.neurons(width)) for _ in range(2))
@@ -215,15 +237,25 @@ def attention(call: Call) -> Mark:
             tracing.draft(Draft(bias, target, kind="bias", row=width * i, inverse=i == 1))
     weight = tracing.param(layer.out_proj.weight)
     assert weight is not None
-    out = affine(call, Label(call.input.ndim - 1, (value,)), weight, tracing.param(layer.out_proj.bias))
+    out = affine(call, Label(2, (value,)), weight, tracing.param(layer.out_proj.bias))
     return (out, None)
+
+
+def _same_for_all_heads(call: Call) -> None:
+    """Raise UnsupportedModuleError for masks that tell heads apart or depend on weights."""
+    for place, name in ((3, "key_padding_mask"), (5, "attn_mask")):
+        if call.mark(place, name) is not None:
+            raise UnsupportedModuleError(f"its {name} depends on weights")
+    mask = call.arg(5, "attn_mask")
+    if mask is not None and mask.ndim > 2:
+        raise UnsupportedModuleError("a mask for each head is not supported")
 
 
 def _attended(call: Call, place: int, name: str) -> Label:
     """What queries, keys or values are computed from; the last axis."""
     value, mark = call.arg(place, name), call.mark(place, name)
     if isinstance(mark, Param):
-        raise UnsupportedModuleError(f"cannot be applied to the parameter {mark.name!r}")
+        raise UnsupportedModuleError(f"its {name} is the parameter {mark.name!r} and no activation")
     if mark is None:
         return Label(value.ndim - 1, (call.tracing.input(value.shape[-1]),))
     if not isinstance(mark, Label) or mark.axis != value.ndim - 1:

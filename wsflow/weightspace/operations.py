@@ -2,7 +2,7 @@
 
 - elementwise functions keep the order and limit the factors (Godfrey et al. 2022): positive for ReLU and its kin, signs
   for odd functions, none for the rest;
-- pooling and everything that acts on other axes keeps the neurons;
+- what acts along other axes keeps the neurons (:mod:`wsflow.weightspace.positions`);
 - sums tie what they add; concatenation lays segments side by side; flattening gives each neuron several positions;
 - a constant that differs from channel to channel, or the network's input, gives the neurons it meets a fixed order.
 """
@@ -10,20 +10,20 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from math import prod
+from types import EllipsisType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from wsflow.weightspace import layers
 from wsflow.weightspace.calls import Call, Draft, Mark, Param
 from wsflow.weightspace.elements import Scaling
 from wsflow.weightspace.labels import Label, UnsupportedModuleError, merge
 from wsflow.weightspace.layers import affine, convolve
+from wsflow.weightspace.positions import Rule, average, maximum, pad, padding, resize
 from wsflow.weightspace.reshaping import reshaped
-
-Rule = Callable[[Call], Mark]
 
 ACTIVATIONS: dict[str, tuple[type[nn.Module] | None, Scaling | None]] = {
     "relu": (nn.ReLU, "positive"),
@@ -75,12 +75,12 @@ def keep(call: Call) -> Mark:
     return call.label
 
 
-def largest(call: Call) -> Mark:
-    """Maxima over positions: positive factors only."""
-    label = call.label
-    if label is not None:
-        label.limit("positive")
-    return label
+def dropped(call: Call) -> Mark:
+    """Dropout and stochastic depth, which do nothing in evaluation."""
+    place = 3 if call.name.startswith("stochastic_depth") else 2
+    if call.arg(place, "training", call.kwargs.get("train", True)):
+        raise UnsupportedModuleError("drops values in evaluation too; pass it training=self.training")
+    return call.label
 
 
 def forget(_: Call) -> Mark:
@@ -94,17 +94,32 @@ def add(call: Call) -> Mark:
 
 
 def multiply(call: Call) -> Mark:
-    """Products and quotients."""
+    """Products."""
+    return _combine(call, multiply=True)
+
+
+def divide(call: Call) -> Mark:
+    """Quotients, which keep no factors of what they divide by."""
+    below = call.mark(1, "other")
+    if isinstance(below, Param) and below.numel > 1:
+        raise UnsupportedModuleError(f"divides by the parameter {below.name!r}; multiply by one instead")
+    if isinstance(below, Label):
+        below.limit(None)
     return _combine(call, multiply=True)
 
 
 def _combine(call: Call, multiply: bool) -> Mark:
-    values, marks = call.args[:2], call.marks[:2]
+    values = call.arg(0, "input"), call.arg(1, "other")
+    marks = call.mark(0, "input"), call.mark(1, "other")
+    if further := {name for name, value in call.kwargs.items() if value is not None} - {"input", "other", "alpha"}:
+        raise UnsupportedModuleError(f"its arguments {sorted(further)} are not supported")
+    if len(call.args) > 2 or isinstance(call.named.get("alpha"), Label | Param):
+        raise UnsupportedModuleError("only numbers are supported as alpha, by name")
     labels = [mark for mark in marks if isinstance(mark, Label)]
     if not labels:
         raise UnsupportedModuleError("parameters are combined with constants before they meet an activation")
     if len(labels) == 2:
-        label = merge(_aligned(labels, values), f"{call.name!r}", scales=not multiply)
+        label = merge(_aligned(labels, values), scales=not multiply)
         if multiply:
             for one in labels:
                 one.limit(None)
@@ -169,18 +184,20 @@ def _with_parameter(call: Call, label: Label, other: Tensor, param: Param, multi
 
 def concatenate(call: Call) -> Mark:
     """Segments side by side along the channel axis; along another axis, all parts permute and rescale alike."""
-    values, marks = call.args[0], call.marks[0]
-    axis = call.arg(1, "dim", 0) % call.result.ndim
+    values, marks = call.arg(0, "tensors"), call.mark(0, "tensors")
+    axis = call.arg(1, "dim", call.kwargs.get("axis", 0)) % call.result.ndim
     labels = [mark for mark in marks if isinstance(mark, Label)]
     if not labels:
         raise UnsupportedModuleError("parameters are concatenated before they meet an activation")
     if axis == labels[0].axis:
+        if any(label.axis != axis for label in labels):
+            raise UnsupportedModuleError(f"neurons lie on axes {[label.axis for label in labels]} of what it joins")
         if any(isinstance(mark, Param) for mark in marks):
             raise UnsupportedModuleError("a parameter cannot be concatenated along the channel axis")
         pairs = zip(values, marks, strict=True)
         parts = [m if m is not None else Label(axis, (call.tracing.input(v.shape[axis]),)) for v, m in pairs]
         return Label(axis, tuple(segment for part in parts for segment in part.segments))
-    label = merge(labels, f"{call.name!r}")
+    label = merge(labels)
     for value, mark in zip(values, marks, strict=True):
         if isinstance(mark, Param):
             _with_parameter(call, label, _once(value, mark), mark, multiply=False)
@@ -208,35 +225,69 @@ def select(call: Call) -> Mark:
     if isinstance(mark, tuple):
         entry: Mark = mark[index]
         return entry
+    if isinstance(mark, Param):
+        if call.result.shape != value.shape:
+            raise UnsupportedModuleError(f"takes a part of the parameter {mark.name!r}")
+        return mark
     if not isinstance(mark, Label) or not isinstance(value, Tensor):
         return None
-    entries = list(index) if isinstance(index, tuple) else [index]
-    if Ellipsis in [e for e in entries if not isinstance(e, Tensor)]:
-        raise UnsupportedModuleError("an index with ... is not supported")
-    if any(not isinstance(e, int | slice) for e in entries):
-        raise UnsupportedModuleError("only integers and slices are supported as an index")
-    entries += [slice(None)] * (value.ndim - len(entries))
+    entries = _entries(index if isinstance(index, tuple) else (index,), value.ndim)
     if entries[mark.axis] != slice(None):
         raise UnsupportedModuleError("takes a part of the channels")
-    return mark.at(mark.axis - sum(isinstance(e, int) for e in entries[: mark.axis]))
+    return mark.at(mark.axis - sum(isinstance(entry, int) for entry in entries[: mark.axis]))
+
+
+def _entries(index: tuple[Any, ...], ndim: int) -> list[Any]:
+    """An index with one integer or slice for every axis."""
+    if any(isinstance(entry, bool) or not isinstance(entry, int | slice | EllipsisType) for entry in index):
+        raise UnsupportedModuleError("only integers and slices are supported as an index")
+    dots = [place for place, entry in enumerate(index) if isinstance(entry, EllipsisType)]
+    place = dots[0] if dots else len(index)
+    missing = ndim - len(index) + len(dots)
+    return [*index[:place], *[slice(None)] * missing, *index[place + 1 :]]
 
 
 def linear(call: Call) -> Mark:
     """``torch.nn.functional.linear``."""
-    weight, bias = call.mark(1, "weight"), call.mark(2, "bias")
-    return affine(call, call.label_on(-1), _parameter(weight, "weight"), bias)
+    weight, bias = _parameter(call, 1, "weight"), _optional(call, 2, "bias")
+    return affine(call, call.label_on(-1), weight, bias)
 
 
 def convolution(call: Call) -> Mark:
     """``torch.nn.functional.conv1d`` to ``conv3d``."""
-    weight, bias = call.mark(1, "weight"), call.mark(2, "bias")
-    return convolve(call, _parameter(weight, "weight"), bias, call.arg(6, "groups", 1))
+    weight, bias = _parameter(call, 1, "weight"), _optional(call, 2, "bias")
+    return convolve(call, weight, bias, call.arg(6, "groups", 1))
 
 
-def _parameter(mark: Any, what: str) -> Param:
-    if not isinstance(mark, Param):
-        raise UnsupportedModuleError(f"its {what} is not a parameter but computed")
-    return mark
+def layer_norm(call: Call) -> Mark:
+    """``torch.nn.functional.layer_norm``."""
+    weight, bias = _optional(call, 2, "weight"), _optional(call, 3, "bias")
+    return layers.normalise_layer(call, call.arg(1, "normalized_shape"), weight, bias, call.arg(4, "eps", 1e-5))
+
+
+def group_norm(call: Call) -> Mark:
+    """``torch.nn.functional.group_norm``."""
+    weight, bias = _optional(call, 2, "weight"), _optional(call, 3, "bias")
+    return layers.normalise_groups(call, call.arg(1, "num_groups"), weight, bias, call.arg(4, "eps", 1e-5))
+
+
+def batch_norm(_: Call) -> Mark:
+    """``torch.nn.functional.batch_norm``, whose statistics could not be recomputed."""
+    raise UnsupportedModuleError("only the layers nn.BatchNorm1d to 3d are supported")
+
+
+def _parameter(call: Call, place: int, name: str) -> Param:
+    found = _optional(call, place, name)
+    if found is None:
+        raise UnsupportedModuleError(f"its {name} is missing")
+    return found
+
+
+def _optional(call: Call, place: int, name: str) -> Param | None:
+    mark = call.mark(place, name)
+    if not isinstance(mark, Param) and call.arg(place, name) is not None:
+        raise UnsupportedModuleError(f"its {name} is not a parameter of the network")
+    return mark if isinstance(mark, Param) else None
 
 
 def output(call: Call) -> None:
@@ -269,10 +320,11 @@ def rule_of(node: fx.Node) -> Rule:
     places = (torch, nn.functional, operator, Tensor)
     known = (
         node.op == "call_method"
-        or name in FOREIGN
+        or (name in FOREIGN and str(getattr(node.target, "__module__", "")).startswith("torchvision."))
         or any(getattr(place, n, None) is node.target for place in places for n in (name, f"{name}_"))
+        or node.target is getattr
     )
-    if rule is None or not (known or node.target is getattr):
+    if rule is None or not known:
         raise UnsupportedModuleError("this operation is not supported")
     return rule
 
@@ -280,16 +332,21 @@ def rule_of(node: fx.Node) -> Rule:
 FOREIGN = ("stochastic_depth",)
 """Functions of torchvision that do nothing in evaluation."""
 
-_POOLS = [f"{kind}{d}d" for kind in ("avg_pool", "adaptive_avg_pool", "lp_pool") for d in (1, 2, 3)]
-_MAXIMA = [f"{kind}{d}d" for kind in ("max_pool", "adaptive_max_pool") for d in (1, 2, 3)]
-_DROPOUTS = ["dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"]
+_DROPOUTS = ["dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", *FOREIGN]
+_SIDES = (1, 2, 3)
 
 FUNCTIONS: dict[str, Rule] = {
     **{name: activation(name, scaling) for name, (_, scaling) in ACTIVATIONS.items()},
     **dict.fromkeys(["add", "iadd", "sub", "isub"], add),
-    **dict.fromkeys(["mul", "imul", "div", "truediv", "itruediv"], multiply),
-    **dict.fromkeys([*_POOLS, *_DROPOUTS, *FOREIGN, "contiguous", "clone", "neg", "interpolate", "pad"], keep),
-    **dict.fromkeys([*_MAXIMA, *(f"{name}_with_indices" for name in _MAXIMA)], largest),
+    **dict.fromkeys(["mul", "imul"], multiply),
+    **dict.fromkeys(["div", "truediv", "itruediv"], divide),
+    **dict.fromkeys(["contiguous", "clone", "detach", "neg"], keep),
+    **dict.fromkeys(_DROPOUTS, dropped),
+    **{f"{kind}avg_pool{d}d": average(d) for kind in ("", "adaptive_") for d in _SIDES},
+    **{f"{kind}_pool{d}d": maximum(d) for kind in ("max", "adaptive_max", "lp") for d in _SIDES},
+    **{f"{kind}_pool{d}d_with_indices": maximum(d) for kind in ("max", "adaptive_max") for d in _SIDES},
+    "pad": pad,
+    "interpolate": resize,
     **dict.fromkeys(
         ["flatten", "view", "reshape", "unflatten", "permute", "transpose", "squeeze", "unsqueeze"], reshaped
     ),
@@ -300,23 +357,22 @@ FUNCTIONS: dict[str, Rule] = {
     "getitem": select,
     "expand": expand,
     "linear": linear,
+    "layer_norm": layer_norm,
+    "group_norm": group_norm,
+    "batch_norm": batch_norm,
 }
 """Rules of functions and methods by name; in-place forms, with an underscore, have the same."""
 
-_KEPT = [
-    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.LPPool2d, nn.Upsample, nn.ZeroPad2d, nn.ReflectionPad2d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.ReplicationPad2d, nn.CircularPad2d),
-]
-_LARGEST = [
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-]
+_KEPT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_PADS = ("Zero", "Constant", "Reflection", "Replication", "Circular")
 
 MODULES: dict[type[nn.Module], Rule] = {
     **{cls: activation(name, scaling) for name, (cls, scaling) in ACTIVATIONS.items() if cls is not None},
     **dict.fromkeys(_KEPT, keep),
-    **dict.fromkeys(_LARGEST, largest),
+    **{getattr(nn, f"{kind}AvgPool{d}d"): average(d) for kind in ("", "Adaptive") for d in _SIDES},
+    **{getattr(nn, f"{kind}Pool{d}d"): maximum(d) for kind in ("Max", "AdaptiveMax", "LP") for d in _SIDES},
+    **{getattr(nn, f"{kind}Pad{d}d"): padding(d) for kind in _PADS for d in _SIDES},
+    nn.Upsample: resize,
     **dict.fromkeys([nn.Flatten, nn.Unflatten], reshaped),
 }
 """Rules of layers without parameters, by exact type."""
