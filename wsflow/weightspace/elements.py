@@ -210,7 +210,7 @@ class GroupVector:
     kind: VectorKind
     size: int
     start: int
-    shape: tuple[int, ...] = ()
+    shape: tuple[int, ...] = (-1,)
     row: int = 0
     depth: int = 1
     leading: bool = False
@@ -220,7 +220,7 @@ class GroupVector:
     inverse: bool = False
 
     def __post_init__(self) -> None:
-        if not self.shape:
+        if self.shape == (-1,):
             object.__setattr__(self, "shape", (self.size,))
 
     @property

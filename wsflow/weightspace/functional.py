@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from wsflow.weightspace.statistics import with_differentiable_statistics
+from wsflow.weightspace.statistics import fixed_tensors, plain_attention, with_differentiable_statistics
 
 if TYPE_CHECKING:
     from wsflow.weightspace.space import WeightSpace
@@ -38,14 +38,11 @@ def forward(space: WeightSpace, theta: Tensor, inputs: Tensor, per_network: bool
     given, template = space.unflatten(theta), space.template
     if theta.shape[-1] > space.dim and torch.is_grad_enabled():
         template = with_differentiable_statistics(template)
-    frozen = {
-        name: value.to(theta) if value.is_floating_point() else value.to(theta.device)
-        for name, value in template.state_dict().items()
-        if name not in given
-    }
+    frozen = fixed_tensors(template, theta, given)
 
     def single(weights: dict[str, Tensor], x: Tensor) -> Tensor:
         result: Tensor = functional_call(template, {**frozen, **weights}, (x,))
         return result
 
-    return torch.vmap(single, (0, 0 if per_network else None))(given, inputs)
+    with plain_attention():
+        return torch.vmap(single, (0, 0 if per_network else None))(given, inputs)

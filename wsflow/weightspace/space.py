@@ -260,7 +260,7 @@ class WeightSpace:
         self.check(theta)
         lead = theta.shape[:-1]
         tensors = self.tensors + self.buffer_tensors * (theta.shape[-1] > self.dim)
-        return {t.name: theta[..., t.slice].reshape(*lead, *t.shape) for t in tensors}
+        return {t.name: theta[..., t.slice].reshape((*lead, *t.shape)) for t in tensors}
 
     def check(self, theta: Tensor) -> None:
         """Raise ValueError unless the last axis of ``theta`` has D coordinates, or D + D_b."""

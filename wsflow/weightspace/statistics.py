@@ -6,18 +6,21 @@ never those it is judged on) gives them: batch norm normalises by the moments of
 .. math:: m = \frac{1}{n} \sum_i x_i, \qquad v = \frac{1}{n - 1} \sum_i (x_i - m)^2
 
 over all inputs and positions of a channel are what torch would record with ``momentum=None`` (Jordan et al. 2023 show
-that merged networks need this).  Exactly as torch does, the pass itself divides by the biased variance.
+that merged networks need this; a layer that is called several times has the mean of its calls' moments).  Exactly as
+torch does, the pass itself divides by the biased variance.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if TYPE_CHECKING:
     from wsflow.weightspace.space import WeightSpace
@@ -26,11 +29,16 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
-def without_statistics(module: nn.Module) -> nn.Module:
-    """A copy whose batch norms normalise by the moments of each batch, and record nothing."""
+def without_statistics(module: nn.Module, only: Collection[str] | None = None) -> nn.Module:
+    """A copy whose batch norms normalise by the moments of each batch, and record nothing.
+
+    Args:
+        module: The network.
+        only: Names of running statistics; layers with others keep these.  All layers unless given.
+    """
     module = copy.deepcopy(module)
-    for layer in module.modules():
-        if isinstance(layer, NORMS):
+    for name, layer in module.named_modules():
+        if isinstance(layer, NORMS) and (only is None or _key(name, "running_mean") in only):
             layer.track_running_stats = False
             layer.running_mean = layer.running_var = layer.num_batches_tracked = None
     return module
@@ -89,30 +97,53 @@ def batch_statistics(space: WeightSpace, theta: Tensor, inputs: Tensor) -> Tenso
     theta = theta[..., : space.dim]
     if not space.buffers:
         return theta
-    template = without_statistics(space.template)
-    seen: dict[str, Tensor] = {}
+    template = without_statistics(space.template, {tensor.name for tensor in space.buffer_tensors})
+    seen: dict[str, list[Tensor]] = {}
     for name, layer in template.named_modules():
         if isinstance(layer, NORMS):
             layer.register_forward_pre_hook(_recorder(name, seen))
-    frozen = {
-        name: value.to(theta) if value.is_floating_point() else value.to(theta.device)
-        for name, value in template.state_dict().items()
-        if name not in space.names
-    }
+    frozen = fixed_tensors(template, theta, space.names)
+    images = inputs.to(theta) if inputs.is_floating_point() else inputs.to(theta.device)
 
     def single(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        functional_call(template, {**frozen, **weights}, (inputs.to(theta),))
-        return dict(seen)
+        seen.clear()
+        functional_call(template, {**frozen, **weights}, (images,))
+        return {name: torch.stack(moments).mean(0) for name, moments in seen.items()}
 
-    found = torch.vmap(single)(space.unflatten(theta))
+    with plain_attention():
+        found = torch.vmap(single)(space.unflatten(theta))
     return torch.cat([theta, *(found[tensor.name] for tensor in space.buffer_tensors)], dim=1)
 
 
-def _recorder(name: str, seen: dict[str, Tensor]) -> Callable[[nn.Module, tuple[Tensor]], None]:
+def fixed_tensors(template: nn.Module, theta: Tensor, given: Collection[str]) -> dict[str, Tensor]:
+    """Parameters and buffers of the template that are not given, each once, as ``theta`` has its numbers."""
+    return {
+        name: value.to(theta) if value.is_floating_point() else value.to(theta.device)
+        for name, value in (*template.named_parameters(), *template.named_buffers())
+        if name not in given
+    }
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention without torch's fused kernels, which vmap could only run for one network after another."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _key(layer: str, name: str) -> str:
+    return f"{layer}.{name}" if layer else name
+
+
+def _recorder(layer: str, seen: dict[str, list[Tensor]]) -> Callable[[nn.Module, tuple[Tensor]], None]:
     def record(_module: nn.Module, inputs: tuple[Tensor]) -> None:
         axes = [axis for axis in range(inputs[0].ndim) if axis != 1]
-        prefix = f"{name}." if name else ""
-        seen[f"{prefix}running_mean"] = inputs[0].mean(axes)
-        seen[f"{prefix}running_var"] = inputs[0].var(axes)
+        seen.setdefault(_key(layer, "running_mean"), []).append(inputs[0].mean(axes))
+        seen.setdefault(_key(layer, "running_var"), []).append(inputs[0].var(axes))
 
     return record
