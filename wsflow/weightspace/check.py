@@ -16,13 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from wsflow.weightspace.space import WeightSpace
-from wsflow.weightspace.symmetry import random_permutations, random_scales
+from wsflow.weightspace.symmetry import random_permutations, random_scales, units
 
 TOLERANCE = 1e-9
 """Largest change of an output, over the largest output."""
 
 NOISE = 0.1
 """Size of the noise on a tensor, over its root mean square; much more makes deep attention chaotic."""
+
+
+DRAWS = 8
+"""Random symmetries of which the one that changes most is tried."""
 
 
 class SymmetryError(ValueError):
@@ -54,14 +58,15 @@ def check_symmetries(
     for _ in range(trials):
         theta = _random_network(space, network, generator)
         before = _outputs(space, network, theta, example)
+        if not before.isfinite().all():
+            raise SymmetryError("the network's outputs are not finite, so that nothing can be said of its symmetries")
         _compare(space, network, theta, example, before, generator)
 
 
 def _compare(
     space: WeightSpace, network: nn.Module, theta: Tensor, example: Tensor, before: Tensor, generator: torch.Generator
 ) -> None:
-    perms = [p[0] for p in random_permutations(space, 1, generator)]
-    scales = [s[0].double() for s in random_scales(space, 1, generator)]
+    perms, scales = _permutations(space, generator), _scales(space, generator)
     identity = [torch.arange(group.size) for group in space.hidden]
     ones = [torch.ones_like(scale) for scale in scales]
 
@@ -84,6 +89,22 @@ def _compare(
                 "largest one"
             )
     raise SymmetryError(f"the symmetries change the outputs by {error(perms, scales):.1e} of the largest one")
+
+
+def _permutations(space: WeightSpace, generator: torch.Generator) -> list[Tensor]:
+    """Of some random permutations, those that move most: of two neurons, every other one would move none."""
+    draws = random_permutations(space, DRAWS, generator)
+    perms = [draw[0] for draw in draws]
+    for members in units(space):
+        moved = sum((draws[i] != torch.arange(draws[i].shape[1])).sum(1) for i in members)
+        for i in members:
+            perms[i] = draws[i][torch.as_tensor(moved).argmax()]
+    return perms
+
+
+def _scales(space: WeightSpace, generator: torch.Generator) -> list[Tensor]:
+    """Of some random factors, those with most signs."""
+    return [draw[(draw != 1).sum(1).argmax()].double() for draw in random_scales(space, DRAWS, generator)]
 
 
 def _random_network(space: WeightSpace, network: nn.Module, generator: torch.Generator) -> Tensor:

@@ -44,5 +44,5 @@ def forward(space: WeightSpace, theta: Tensor, inputs: Tensor, per_network: bool
         result: Tensor = functional_call(template, {**frozen, **weights}, (x,))
         return result
 
-    with plain_attention():
+    with plain_attention(template):
         return torch.vmap(single, (0, 0 if per_network else None))(given, inputs)

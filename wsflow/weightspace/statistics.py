@@ -110,7 +110,7 @@ def batch_statistics(space: WeightSpace, theta: Tensor, inputs: Tensor) -> Tenso
         functional_call(template, {**frozen, **weights}, (images,))
         return {name: torch.stack(moments).mean(0) for name, moments in seen.items()}
 
-    with plain_attention():
+    with plain_attention(template):
         found = torch.vmap(single)(space.unflatten(theta))
     return torch.cat([theta, *(found[tensor.name] for tensor in space.buffer_tensors)], dim=1)
 
@@ -125,8 +125,11 @@ def fixed_tensors(template: nn.Module, theta: Tensor, given: Collection[str]) ->
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
-    """Attention without torch's fused kernels, which vmap could only run for one network after another."""
+def plain_attention(module: nn.Module) -> Iterator[None]:
+    """Attention, if a network has any, without the fused kernels that vmap could only run network after network."""
+    if not any(isinstance(layer, nn.MultiheadAttention) for layer in module.modules()):
+        yield
+        return
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
