@@ -5,12 +5,13 @@ from wsflow.alignment.barrier import Barriers, Paths, barriers, paths
 from wsflow.alignment.base import Aligner, check_same_functions, similarity
 from wsflow.alignment.center import Centered, ZooCenter
 from wsflow.alignment.rebasin_objectives import L2Objective, MidObjective, RandomObjective, RebasinObjective
-from wsflow.alignment.sinkhorn import Rebasin, SinkhornRebasin
+from wsflow.alignment.sinkhorn import AsGiven, Rebasin, SinkhornRebasin
 from wsflow.alignment.weight_matching import Matching, WeightMatching
 
 __all__ = [
     "ActivationMatching",
     "Aligner",
+    "AsGiven",
     "Barriers",
     "Centered",
     "L2Objective",

@@ -67,7 +67,7 @@ class ActivationMatching(Aligner):
         theta, reference = theta.detach(), reference.detach().to(theta)
         if len(theta) == 0:
             return [torch.empty(0, group.size, dtype=torch.long, device=theta.device) for group in space.hidden]
-        stream = Stream(space, inputs)
+        stream = Stream(space, inputs, theta)
         if reference.ndim == 1:
             reference = stream.extended(reference[None])
         parts = [self._align(stream, *pair) for pair in _pairs(theta, reference, stream.networks)]
@@ -110,15 +110,16 @@ class Stream:
     Args:
         space: The weight space.
         inputs: (N, ...), the data points.
+        like: A tensor of the networks' dtype and on their device.
 
     Attributes:
         networks: How many networks are taken at once.
     """
 
-    def __init__(self, space: WeightSpace, inputs: Tensor) -> None:
+    def __init__(self, space: WeightSpace, inputs: Tensor, like: Tensor) -> None:
         self.space, self.inputs, self.readers = space, inputs, Readers(space)
         numbers = MEMORY // 8
-        limit = max(1, numbers // max(1, self._numbers_per_point()))
+        limit = max(1, numbers // max(1, self._numbers_per_point(like)))
         self.points = min(len(inputs), limit)
         squares = sum(group.size**2 for group in space.hidden)
         self.networks = max(1, min(limit // self.points, numbers // max(1, squares + space.full_dim)))
@@ -159,9 +160,9 @@ class Stream:
         }
         return self.readers.features({**frozen, **weights}, inputs)
 
-    def _numbers_per_point(self) -> int:
+    def _numbers_per_point(self, like: Tensor) -> int:
         """Activations of one network and its reference at one data point."""
-        theta = self.space.flatten(self.space.template.state_dict(), buffers=True)
+        theta = self.space.flatten(self.space.template.state_dict(), buffers=True).to(like)
         sizes: list[int] = []
         hooks = [
             module.register_forward_hook(lambda _m, _i, output: sizes.append(output.numel()))
@@ -169,7 +170,7 @@ class Stream:
             if not list(module.children())
         ]
         try:
-            found = self._features(self.space.unflatten(theta.to(self.inputs.device)), self.inputs[:1])
+            found = self._features(self.space.unflatten(theta), self.inputs[:1])
         finally:
             for hook in hooks:
                 hook.remove()

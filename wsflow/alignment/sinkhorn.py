@@ -13,8 +13,8 @@ columns of X changes nothing, so X is replaced by :math:`\tau \log S_\tau(X)` af
 iteration then starts almost balanced and two sweeps are enough.
 
 *Rounding.*  Every few steps the matrices are rounded and the permutations judged by the objective; the best so far is
-kept, and the first is that of the start, so that an aligned network is never judged worse than it was.  A network whose
-matrices stand still is done.
+kept, and the first are those of the start, so that an aligned network is never judged worse than these.  A network
+whose matrices stand still is done.
 
 A network's result does not depend on which others are aligned with it: lambda, mini-batches and random logits come from
 the seed alone.  Running statistics of batch norm are not used: a task's loss recomputes them.
@@ -32,6 +32,7 @@ from wsflow.alignment.base import Aligner
 from wsflow.alignment.rebasin_objectives import L2Objective, RebasinObjective
 from wsflow.alignment.relaxation import best_permutations, join, leaf_shapes
 from wsflow.alignment.search import Problem, Search
+from wsflow.alignment.weight_matching import WeightMatching
 from wsflow.weightspace import Objective, WeightSpace
 
 ELEMENTS = 2**19
@@ -71,14 +72,25 @@ class Rebasin:
             mine[chosen] = theirs[better]
 
 
+class AsGiven(Aligner):
+    """Leaves networks in the order they have."""
+
+    def align(
+        self, space: WeightSpace, theta: Tensor, reference: Tensor, objective: Objective | None = None
+    ) -> list[Tensor]:
+        """Identities (B, size) per hidden group."""
+        return [torch.arange(group.size, device=theta.device).repeat(len(theta), 1) for group in space.hidden]
+
+
 class SinkhornRebasin(Aligner):
     """Gradient descent on soft permutations.
 
     Args:
         objective: What it minimises; :class:`L2Objective` by default.  Those that look at a loss take it from the
             ``objective`` of :meth:`align`, which must be of train data.
-        start: The permutations that a search must beat; the order as it is by default.  With ``WeightMatching()``, no
-            network is judged worse than weight matching leaves it.
+        start: Finds the permutations that a search must beat.  By default :class:`WeightMatching` where the objective
+            looks at a loss, so that no network is judged worse than weight matching leaves it, and :class:`AsGiven`
+            otherwise.
         iterations: Steps of a search.
         learning_rate: Length of the first step: its root mean square over a matrix of logits.
         tau: Weight of the entropy; what a step does depends on its length over tau.
@@ -108,7 +120,7 @@ class SinkhornRebasin(Aligner):
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         self.objective = objective if objective is not None else L2Objective()
-        self.start = start
+        self.start = start if start is not None else WeightMatching() if self.objective.needs_loss else AsGiven()
         self.iterations, self.learning_rate, self.tau, self.sweeps = iterations, learning_rate, tau, sweeps
         self.restarts, self.seed = restarts, seed
 
@@ -165,12 +177,8 @@ class SinkhornRebasin(Aligner):
         return best
 
     def _start(self, problem: Problem) -> Rebasin:
-        space, theta, reference = problem.space, problem.theta, problem.reference
-        if self.start is not None:
-            perms = self.start.align(space, theta, reference, problem.loss)
-        else:
-            perms = [torch.arange(g.size, device=theta.device).repeat(len(theta), 1) for g in space.hidden]
-        rows = torch.arange(len(theta), device=theta.device)
+        perms = self.start.align(problem.space, problem.theta, problem.reference, problem.loss)
+        rows = torch.arange(len(problem.theta), device=problem.theta.device)
         value = problem.judge(rows, perms).nan_to_num(nan=torch.inf)
         return Rebasin(perms, value, torch.zeros_like(rows))
 
