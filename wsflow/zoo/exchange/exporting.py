@@ -93,8 +93,10 @@ def _complete(zoo: Zoo, rows: Tensor) -> Tensor:
 
 
 def _checked(space: WeightSpace, theta: Tensor) -> Tensor:
+    if theta.ndim != 1:
+        raise ValueError(f"one network is a vector ({space.full_dim},), got shape {tuple(theta.shape)}")
     space.check(theta)
-    if len(theta) < space.full_dim:
+    if theta.shape[-1] < space.full_dim:
         raise ZooError(
             "the network's running statistics are not known; compute them on train data by "
             "wsflow.weightspace.statistics.batch_statistics"

@@ -34,6 +34,7 @@ def onnx_bytes(space: WeightSpace, theta: Tensor) -> bytes:
     state = module.state_dict()
     for tensor in model.graph.initializer:
         if tensor.name in state:
+            tensor.ClearField("float_data")
             tensor.raw_data = state[tensor.name].numpy().tobytes()
     content: bytes = model.SerializeToString()
     return content
