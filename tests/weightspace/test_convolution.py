@@ -6,12 +6,14 @@ and two blocks leave.  The last layer reads the flattened feature map, so that e
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, relu
 
-from wsflow.weightspace import GroupVector, NeuronGroup, WeightBlock, WeightSpace
+from wsflow.weightspace import GroupVector, NeuronGroup, Rescaling, WeightBlock, WeightSpace
 from wsflow.weightspace.symmetry import random_permutations, random_scales
 
 
@@ -39,19 +41,39 @@ def space() -> WeightSpace:
         NeuronGroup("middle", 4, "hidden", "relu"),
         NeuronGroup("output", 3, "output", "softmax"),
     )
+    stream, middle = "stem.weight", "down.weight"
     blocks = (
-        WeightBlock("stem.weight", "input", "stream", 5, 2, (3, 3), (5, 2, 3, 3), 0),
-        WeightBlock("down.weight", "stream", "middle", 4, 5, (1, 1), (4, 5, 1, 1), 95),
-        WeightBlock("up.weight", "middle", "stream", 5, 4, (3, 3), (5, 4, 3, 3), 119),
-        WeightBlock("head.weight", "stream", "output", 3, 5, (4, 4), (3, 80), 304),
+        WeightBlock("stem.weight", "input", "stream", 5, 2, (3, 3), (5, 2, 3, 3), 0, target_scale=stream),
+        WeightBlock(
+            "down.weight", "stream", "middle", 4, 5, (1, 1), (4, 5, 1, 1), 95, source_scale=stream, target_scale=middle
+        ),
+        WeightBlock(
+            "up.weight", "middle", "stream", 5, 4, (3, 3), (5, 4, 3, 3), 119, source_scale=middle, target_scale=stream
+        ),
+        WeightBlock("head.weight", "stream", "output", 3, 5, (4, 4), (3, 80), 304, source_scale=stream),
     )
     vectors = (
-        GroupVector("stem.bias", "stream", "bias", 5, 90),
-        GroupVector("down.bias", "middle", "bias", 4, 115),
-        GroupVector("up.bias", "stream", "bias", 5, 299),
+        GroupVector("stem.bias", "stream", "bias", 5, 90, scale=stream),
+        GroupVector("down.bias", "middle", "bias", 4, 115, scale=middle),
+        GroupVector("up.bias", "stream", "bias", 5, 299, scale=stream),
         GroupVector("head.bias", "output", "bias", 3, 544),
     )
-    return WeightSpace(groups, blocks, vectors, template=ResidualNetwork().eval().requires_grad_(False))
+    rescalings = (Rescaling(stream, "stream", "positive", 5), Rescaling(middle, "middle", "positive", 4))
+    template = ResidualNetwork().eval().requires_grad_(False)
+    return WeightSpace(groups, blocks, vectors, (), rescalings, (2, 4, 4), template=template)
+
+
+def test_it_is_what_is_read_off_the_network(space: WeightSpace) -> None:
+    traced = WeightSpace.from_module(ResidualNetwork(), torch.randn(2, 2, 4, 4))
+    names = {"input": "input", "hidden1": "stream", "hidden2": "middle", "output": "output"}
+    assert tuple(replace(group, name=names[group.name]) for group in traced.groups) == space.groups
+    assert [(names[b.source], names[b.target]) for b in traced.blocks] == [(b.source, b.target) for b in space.blocks]
+    for mine, other in zip((*space.blocks, *space.vectors), (*traced.blocks, *traced.vectors), strict=True):
+        assert (mine.name, mine.shape, mine.numel) == (other.name, other.shape, other.numel)
+    theta = torch.randn(1, space.dim)
+    scales = [torch.linspace(0.5, 2, 5), torch.linspace(3, 1, 4)]
+    moved, other = space.rescale(theta, scales), traced.rescale(traced.flatten(space.unflatten(theta)), scales)
+    assert torch.equal(traced.flatten(space.unflatten(moved)), other)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wsflow.weightspace import UnsupportedModuleError, WeightSpace, mlp
-from wsflow.weightspace.trace import ACTIVATIONS
+from wsflow.weightspace.networks import ACTIVATIONS
 
 
 class Scaled(nn.Identity):
@@ -19,20 +19,24 @@ class Scaled(nn.Identity):
         return 2 * x
 
 
-class Stateful(nn.Module):
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.b(self.a(x) + self.a(y))
+
+
+class Own(nn.Module):
+    """A network whose own class computes something around its layers, and has a layer that it does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.spare = nn.Linear(5, 4), nn.Linear(4, 2), nn.Linear(3, 3)
+
     def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-def tied() -> nn.Module:
-    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
-    second.weight = first.weight
-    return nn.Sequential(first, nn.ReLU(), second)
-
-
-def same_layer_twice() -> nn.Module:
-    layer = nn.Linear(3, 3)
-    return nn.Sequential(layer, nn.ReLU(), layer)
+        return self.b(torch.relu(self.a(x)))
 
 
 def test_groups_and_blocks_of_a_perceptron(space: WeightSpace) -> None:
@@ -43,7 +47,9 @@ def test_groups_and_blocks_of_a_perceptron(space: WeightSpace) -> None:
         ("hidden2", 3, "hidden", "relu"),
         ("output", 2, "output", "softmax"),
     ]
-    assert [g.scaling for g in space.groups] == ["none", "positive", "positive", "none"]
+    rescalings = [(r.name, r.group, r.scaling, r.size) for r in space.rescalings]
+    assert rescalings == [("1.weight", "hidden1", "positive", 4), ("3.weight", "hidden2", "positive", 3)]
+    assert space.input_shape == (5,)
     assert [(b.source, b.target, b.out, b.in_) for b in space.blocks] == [
         ("input", "hidden1", 4, 5),
         ("hidden1", "hidden2", 3, 4),
@@ -81,35 +87,54 @@ def test_the_network_is_copied() -> None:
     assert not (space.template.state_dict()["1.weight"] == 7.0).any()
 
 
-REFUSED = {
-    "norm": (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 2)), "LayerNorm at '1' is not supported"),
-    "nested": (nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.PReLU())), "PReLU at '0.1' is not supported"),
-    "own": (Stateful(), "Stateful at 'the top' is not supported"),
-    "subclass": (nn.Sequential(nn.Linear(3, 3), Scaled(), nn.Linear(3, 2)), "Scaled at '1' is not supported"),
-    "softmax": (nn.Sequential(nn.Linear(3, 3), nn.Softmax(-1)), "Softmax at '1' is not supported"),
-    "two_activations": (
-        nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Tanh(), nn.Linear(3, 2)),
-        "Tanh at '2' stands directly after another activation",
-    ),
-    "activation_first": (nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), "ReLU at '0' stands before the first Linear"),
-    "activation_last": (nn.Sequential(nn.Linear(3, 2), nn.Tanh()), "the network ends in tanh"),
-    "empty": (nn.Sequential(), "Sequential has no Linear layer"),
-    "no_linear": (nn.Sequential(nn.Flatten(), nn.Dropout()), "Sequential has no Linear layer"),
-    "widths": (nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2)), "'1' reads 5 features but '0' gives 4"),
-    "tied": (tied(), "share a parameter"),
-    "same_layer_twice": (same_layer_twice(), "share a parameter"),
-}
+def test_subclasses_are_read_by_what_they_compute() -> None:
+    space = WeightSpace.from_module(nn.Sequential(nn.Linear(3, 4), Scaled(), nn.ReLU(), nn.Linear(4, 2)))
+    assert [(r.name, r.scaling) for r in space.rescalings] == [("0.weight", "positive")]
 
 
-@pytest.mark.parametrize(("network", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_not_understood_is_refused(network: nn.Module, message: str) -> None:
-    with pytest.raises(UnsupportedModuleError, match=re.escape(message)):
-        WeightSpace.from_module(network)
+def test_parameters_that_are_not_used_are_no_part_of_the_space() -> None:
+    network = Own()
+    space = WeightSpace.from_module(network)
+    assert space.names == {"a.weight", "a.bias", "b.weight", "b.bias"}
+    theta = space.flatten(network.state_dict())
+    again = space.to_module(2 * theta).state_dict()
+    assert torch.equal(again["spare.weight"], network.spare.weight)
+    assert torch.equal(again["a.weight"], 2 * network.a.weight)
 
 
-def test_the_refusal_says_what_is_supported() -> None:
-    with pytest.raises(UnsupportedModuleError, match=r"supported are Sequential, Linear, Flatten.*ReLU"):
-        WeightSpace.from_module(nn.Sequential(nn.Conv2d(1, 2, 3)))
+@pytest.mark.parametrize("shape", [(2, 5), (1, 5), (7, 5)], ids=str)
+def test_the_examples_batch_size_does_not_matter(shape: tuple[int, ...]) -> None:
+    assert WeightSpace.from_module(Own(), torch.zeros(shape)) == WeightSpace.from_module(Own())
+
+
+class TestErrors:
+    def test_several_inputs(self) -> None:
+        with pytest.raises(UnsupportedModuleError, match=r"TwoInputs has inputs \['x', 'y'\]; only one tensor"):
+            WeightSpace.from_module(TwoInputs())
+
+    def test_no_example(self) -> None:
+        message = "the first layer of Sequential is Conv2d and not Linear: give an example_input"
+        with pytest.raises(UnsupportedModuleError, match=message):
+            WeightSpace.from_module(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()))
+
+    def test_an_example_that_does_not_fit(self) -> None:
+        message = "node '_2' (module '2', Linear): the network does not run on the example_input: addmm: mat1 and mat2"
+        with pytest.raises(ValueError, match=re.escape(message)) as error:
+            WeightSpace.from_module(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(5, 2)))
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        "network", [nn.Sequential(), nn.Sequential(nn.Flatten(), nn.Dropout())], ids=["empty", "none"]
+    )
+    def test_no_weights(self, network: nn.Module) -> None:
+        with pytest.raises(UnsupportedModuleError, match="Sequential has no layer with weights"):
+            WeightSpace.from_module(network)
+
+    @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+    def test_weights_that_are_computed(self) -> None:
+        network = nn.Sequential(nn.Linear(5, 4), nn.utils.weight_norm(nn.Linear(4, 2)))
+        with pytest.raises(UnsupportedModuleError, match="cannot be copied, since a tensor of it is computed"):
+            WeightSpace.from_module(network)
 
 
 def test_an_unknown_output_activation_is_refused() -> None:
@@ -213,13 +238,13 @@ class TestDescription:
         ("description", "message"),
         [
             ({"class_path": "nowhere.mlp"}, "'nowhere.mlp' cannot be imported: No module named 'nowhere'"),
-            ({"class_path": "wsflow.weightspace.cnn"}, "'wsflow.weightspace.cnn' cannot be imported"),
+            ({"class_path": "wsflow.weightspace.nothing"}, "'wsflow.weightspace.nothing' cannot be imported"),
             ({"class_path": "mlp"}, "'mlp' cannot be imported"),
             ({"init_args": {}}, "'' cannot be imported"),
             ({"class_path": "wsflow.weightspace.mlp", "init_args": {"width": [2, 2]}}, "cannot be called with"),
             ({"class_path": "wsflow.weightspace.mlp", "init_args": {"widths": [2]}}, "widths must hold at least"),
-            ({"class_path": "torch.nn.Identity"}, "has no Linear layer"),
-            ({"class_path": "torch.nn.Tanh"}, "Tanh at 'the top'"),
+            ({"class_path": "torch.nn.Identity"}, "Identity has no layer with weights"),
+            ({"class_path": "torch.nn.Tanh"}, "Tanh has no layer with weights"),
             ({"class_path": "wsflow.weightspace.mlp", "args": {}}, r"unknown keys \['args'\]"),
         ],
         ids=["package", "name", "no_package", "no_path", "arguments", "value", "empty", "unsupported", "key"],

@@ -45,7 +45,13 @@ def trace(
     """
     if output_activation not in ("softmax", "identity"):
         raise ValueError(f"output_activation must be 'softmax' or 'identity', got {output_activation!r}")
-    template = copy.deepcopy(module).eval().requires_grad_(False)
+    try:
+        template = copy.deepcopy(module).eval().requires_grad_(False)
+    except RuntimeError as error:
+        raise UnsupportedModuleError(
+            f"{type(module).__name__} cannot be copied, since a tensor of it is computed from its parameters; remove "
+            "what computes it (torch.nn.utils.remove_weight_norm or parametrize.remove_parametrizations)"
+        ) from error
     example = example_vectors(template) if example_input is None else example_input
     tracing = Tracing(template)
     tracing.run(example)
