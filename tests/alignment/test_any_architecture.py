@@ -92,7 +92,7 @@ def test_a_move_is_the_best_of_all_that_are_allowed(name):
             continue
         assert len(found) == 1
         every = allowed([space.hidden[i] for i in members])
-        step, better = best_step(found[0], Networks(theta, reference), names(space))
+        step, better = best_step(found[0], Networks(theta, reference, torch.full((len(theta),), 1e-9)), names(space))
         moved = theta.clone()
         apply(found[0], moved, None, step)
         perms = [torch.arange(group.size).expand(len(every[0]), -1) for group in space.hidden]
@@ -117,7 +117,7 @@ def test_a_move_with_a_block_inside_says_whether_it_raises_the_inner_product(nam
     assert inexact
     verdicts = []
     for move in inexact:
-        step, better = best_step(move, Networks(theta, reference), names(space))
+        step, better = best_step(move, Networks(theta, reference, torch.full((len(theta),), 1e-9)), names(space))
         moved = theta.clone()
         apply(move, moved, None, step)
         rise = similarity(space, moved, reference) - similarity(space, theta, reference)

@@ -28,18 +28,32 @@ def test_assignments_are_the_best_of_all(n, diagonal):
     torch.testing.assert_close(total(gain, found), best_of_all(gain))
 
 
-def test_rows_or_columns_with_different_best_entries_are_not_solved(monkeypatch):
+def test_easy_problems_are_not_solved_one_by_one(monkeypatch):
     monkeypatch.setattr(assignment, "linear_sum_assignment", lambda *_, **__: pytest.fail("solved"))
-    order = torch.rand(20, 6, generator=torch.Generator().manual_seed(0)).argsort(1)
-    rows = torch.nn.functional.one_hot(order, 6).double()
-    assert torch.equal(assign(rows), order)
-    shifted = rows + 10 * torch.arange(6.0)  # every row is best in the last column, every column in its own row
-    assert torch.equal(assign(shifted), order)
+    generator = torch.Generator().manual_seed(0)
+    order = torch.rand(20, 6, generator=generator).argsort(1)
+    assert torch.equal(assign(torch.nn.functional.one_hot(order, 6).double()), order)
+    # the order as it is wins by little, and every row is best in the last column
+    settled = torch.eye(6) + 0.8 * torch.rand(20, 6, 6, generator=generator) * (1 - torch.eye(6))
+    settled = settled.double() + 10 * torch.arange(6) + torch.randn(20, 6, 1, generator=generator)
+    assert torch.equal(assign(settled), torch.arange(6).expand(20, 6))
     with pytest.raises(pytest.fail.Exception, match="solved"):
-        assign(torch.randn(20, 6, 6, generator=torch.Generator().manual_seed(0)))
+        assign(torch.randn(20, 6, 6, generator=generator))
+
+
+@pytest.mark.parametrize("length", [3, 4, 6])
+def test_a_cycle_that_gains_is_found_where_no_swap_does(length):
+    """Row i gains 1 in column i + 1 and loses 10 elsewhere: only the whole cycle pays."""
+    gain = -10 * torch.ones(length, length).double().fill_diagonal_(0)
+    gain += 11 * torch.eye(length).roll(1, 1)
+    assert assign(gain).tolist() == [*range(1, length), 0]
+    gain[0, 1] = -length  # it no longer pays
+    assert assign(gain).tolist() == list(range(length))
 
 
 def test_ties_and_no_problems():
-    assert torch.equal(assign(torch.zeros(3, 4, 4)).sort(1).values, torch.arange(4).expand(3, 4))
+    assert torch.equal(assign(torch.zeros(3, 4, 4)), torch.arange(4).expand(3, 4))
+    constant = torch.arange(4.0).expand(3, 4, 4)
+    assert torch.equal(assign(constant), torch.arange(4).expand(3, 4))
     assert assign(torch.zeros(0, 4, 4)).shape == (0, 4)
     assert assign(torch.zeros(4, 4)).shape == (4,)

@@ -83,7 +83,11 @@ def similarity(space: WeightSpace, theta: Tensor, reference: Tensor) -> Tensor:
     space.check(theta)
     space.check(reference)
     pairs = zip(*(torch.split(x[..., : space.dim], COLUMNS, -1) for x in (theta, reference)), strict=True)
-    return torch.stack([(a.double() * b.double()).sum(-1) for a, b in pairs]).sum(0)
+    return torch.stack([_inner(a.double(), b.double()) for a, b in pairs]).sum(0)
+
+
+def _inner(first: Tensor, second: Tensor) -> Tensor:
+    return first @ second if second.ndim == 1 else (first * second).sum(-1)
 
 
 def check_same_functions(

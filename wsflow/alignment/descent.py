@@ -40,14 +40,16 @@ class Descent:
         plan: The moves.
         theta: (B, D), permuted in place.
         reference: (D,) or (B, D).
+        margin: (B,), float64, a rise of the inner product that rounding alone could make.
     """
 
-    def __init__(self, plan: Plan, theta: Tensor, reference: Tensor) -> None:
-        self.plan, self.theta, self.reference = plan, theta, reference
+    def __init__(self, plan: Plan, theta: Tensor, reference: Tensor, margin: Tensor) -> None:
+        self.plan, self.theta, self.reference, self.margin = plan, theta, reference, margin
         hidden = plan.space.hidden
         self.perms = [torch.arange(group.size, device=theta.device).repeat(len(theta), 1) for group in hidden]
         self._places = {group.name: i for i, group in enumerate(hidden)}
         self._names = {group.name for group in plan.space.groups}
+        self._due = torch.ones(len(theta), len(plan.moves), dtype=torch.bool, device=theta.device)
 
     def start(self, perms: Sequence[Tensor]) -> None:
         """Permute all networks, each by (B, size) or (1, size) per hidden group."""
@@ -58,27 +60,27 @@ class Descent:
         """Match groups in forward order, each by what joins it to groups matched before."""
         known = self._names - set(self._places)
         for move in self.plan.forward:
-            step, _ = best_step(move, Networks(self.theta, self.reference), known)
+            step, _ = best_step(move, Networks(self.theta, self.reference, self.margin), known)
             self._apply(move, None, step)
             known |= move.names
+            self._due[:, self.plan.moves.index(move)] = bool(move.inside) or not move.ends <= known
 
     def sweep(self, iterations: int, generator: torch.Generator) -> None:
         """Make moves in random order until none gains anything, at most ``iterations`` times each."""
         moves, again = self.plan.moves, self.plan.again.to(self.theta.device)
-        due = torch.ones(len(self.theta), len(moves), dtype=torch.bool, device=self.theta.device)
         for _ in range(iterations):
             for m in torch.randperm(len(moves), generator=generator).tolist():
-                rows = due[:, m].nonzero()[:, 0]
-                due[:, m] = False
+                rows = self._due[:, m].nonzero()[:, 0]
+                self._due[:, m] = False
                 if len(rows) > 0:
-                    due[self._make(moves[m], rows)] |= again[m]
-            if not bool(due.any()):
+                    self._due[self._make(moves[m], rows)] |= again[m]
+            if not bool(self._due.any()):
                 break
 
     def _make(self, move: Move, rows: Tensor) -> Tensor:
         """Make a move in those of the networks ``rows`` where it gains, and return these."""
         chosen = None if len(rows) == len(self.theta) else rows
-        step, better = best_step(move, Networks(self.theta, self.reference, chosen), self._names)
+        step, better = best_step(move, Networks(self.theta, self.reference, self.margin, chosen), self._names)
         rows = rows[better]
         if len(rows) > 0:
             whole = len(rows) == len(self.theta)

@@ -40,9 +40,6 @@ ROUNDS = 3
 ELEMENTS = 2**22
 """Weights of a block that are in float64 at once."""
 
-ROUNDING = 1e-12
-"""A rise of the inner product below this share of the sum of absolute terms is none."""
-
 
 @dataclass(frozen=True, eq=False)
 class Networks:
@@ -51,11 +48,13 @@ class Networks:
     Args:
         theta: (B, D).
         reference: (D,) or (B, D).
+        margin: (B,), float64, a rise of the inner product that rounding alone could make.
         rows: (b,), the networks that are meant; None for all.
     """
 
     theta: Tensor
     reference: Tensor
+    margin: Tensor
     rows: Tensor | None = None
 
     def read(self, piece: WeightBlock | GroupVector) -> tuple[Tensor, Tensor]:
@@ -119,11 +118,11 @@ def best_step(move: Move, networks: Networks, known: Collection[str]) -> tuple[d
     places = assign(value) if move.across else torch.zeros_like(value[..., 0], dtype=torch.long)
     perms = {name: _join(move, order, places) for name, order in orders.items()}
     if move.inside:
-        return perms, _rises(move, networks, perms)
-    then = value.gather(-1, places[..., None]).sum((-2, -1))
-    now = torch.stack([_now(move, gain) for gain in outer.values()]).sum(0)
-    size = torch.stack([gain.abs().sum((1, 2, 3, 4)) for gain in outer.values()]).sum(0)
-    return perms, then - now > ROUNDING * size
+        rise = _rise(move, networks, perms)
+    else:
+        then = value.gather(-1, places[..., None]).sum((-2, -1))
+        rise = then - torch.stack([_now(move, gain) for gain in outer.values()]).sum(0)
+    return perms, rise > (networks.margin if networks.rows is None else networks.margin[networks.rows])
 
 
 def _outer(move: Move, name: str, networks: Networks, known: Collection[str]) -> Tensor:
@@ -203,11 +202,10 @@ def _now(move: Move, gain: Tensor) -> Tensor:
     return same.diagonal(dim1=1, dim2=2).sum((1, 2))
 
 
-def _rises(move: Move, networks: Networks, perms: dict[str, Tensor]) -> Tensor:
-    """Whether permutations raise the inner product, (b,), from the inner product itself."""
-    change, size = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+def _rise(move: Move, networks: Networks, perms: dict[str, Tensor]) -> Tensor:
+    """What permutations add to the inner product, (b,), from the weights themselves."""
+    change = torch.zeros((), dtype=torch.float64, device=networks.theta.device)
     for piece in move.pieces:
         mine, goal = (x.double() for x in networks.read(piece))
-        change = change + ((permuted(piece, mine, perms) - mine) * goal).flatten(1).sum(1).cpu()
-        size = size + (mine * goal).abs().flatten(1).sum(1).cpu()
-    return (change > ROUNDING * size).to(networks.theta.device)
+        change = change + ((permuted(piece, mine, perms) - mine) * goal).flatten(1).sum(1)
+    return change

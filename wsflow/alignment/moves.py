@@ -108,12 +108,17 @@ def apply(move: Move, theta: Tensor, rows: Tensor | None, perms: Mapping[str, Te
 def permuted(piece: WeightBlock | GroupVector, value: Tensor, perms: Mapping[str, Tensor]) -> Tensor:
     """A block (B, out, fan_in, depth) or a vector (B, size, depth) after permutations (B, size) of some groups."""
     if isinstance(piece, GroupVector):
-        return take(value, perms.get(piece.group), -2)
+        return _rows(value, perms.get(piece.group))
     columns = perms.get(piece.source)
     if columns is not None and piece.parts > 1:
         columns = torch.unflatten(columns, -1, (piece.parts, -1)) % piece.fan_in
         columns = columns.repeat_interleave(piece.out // piece.parts, dim=-2)
-    return take(take(value, perms.get(piece.target), -3), columns, -2)
+    return take(_rows(value, perms.get(piece.target)), columns, -2)
+
+
+def _rows(value: Tensor, perm: Tensor | None) -> Tensor:
+    """The first axis after that of the networks, in another order; whole rows are copied, faster than by gather."""
+    return value if perm is None else value[torch.arange(len(perm), device=perm.device)[:, None], perm]
 
 
 def _moves(space: WeightSpace, groups: Sequence[NeuronGroup]) -> Iterator[Move]:

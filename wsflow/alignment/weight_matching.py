@@ -18,23 +18,24 @@ come from the seed alone.  Running statistics of batch norm are not compared.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from wsflow.alignment.base import Aligner, similarity
 from wsflow.alignment.descent import Descent, Plan
-from wsflow.alignment.gains import ROUNDING
 from wsflow.weightspace import Objective, WeightSpace
 from wsflow.weightspace.symmetry import random_permutations
 
 ELEMENTS = 2**20
 """Weights that are aligned at once; with more, the processor's cache is too small."""
 
+ROUNDING = 1e-12
+"""A rise of the inner product below this share of the product of norms is none."""
 
-@dataclass
-class Matching:
+
+class Matching(NamedTuple):
     """What weight matching found for B networks.
 
     Attributes:
@@ -47,14 +48,6 @@ class Matching:
     perms: list[Tensor]
     similarity: Tensor
     descents: Tensor
-
-    def improve(self, rows: Tensor, other: Matching, number: int, margin: Tensor) -> None:
-        """Take over, for the networks ``rows``, what another descent found, where it is better by the margin (B,)."""
-        better = other.similarity > self.similarity[rows] + margin[rows]
-        chosen = rows[better]
-        self.similarity[chosen], self.descents[chosen] = other.similarity[better], number
-        for mine, theirs in zip(self.perms, other.perms, strict=True):
-            mine[chosen] = theirs[better]
 
 
 class WeightMatching(Aligner):
@@ -106,43 +99,58 @@ class WeightMatching(Aligner):
 
     def _match(self, plan: Plan, theta: Tensor, reference: Tensor) -> Matching:
         """All descents of one chunk of networks; one that has come to equal its reference needs no more."""
-        space, generator = plan.space, torch.Generator().manual_seed(self.seed)
-        best = _as_given(space, theta, reference)
-        given, most = best.similarity.clone(), (_square(space, theta) * _square(space, reference)).sqrt()
+        generator = torch.Generator().manual_seed(self.seed)
+        search = _Search(plan, theta, reference, self.iterations)
         for number in range(1, self.restarts + 2):
             seed = int(torch.randint(2**62, (), generator=generator))
-            start = random_permutations(space, 1, generator) if number > 1 else None
-            rows = (best.similarity < (1 - ROUNDING) * most).nonzero()[:, 0]
-            found = self._descend(plan, theta, reference, rows, start, seed)
-            best.improve(rows, found, number, ROUNDING * most)
+            start = random_permutations(plan.space, 1, generator) if number > 1 else None
+            search.descend(search.unfinished(), start, seed, number)
             if number == 1:
-                rows = rows[found.similarity < given[rows] - ROUNDING * most[rows]]
-                identity = [torch.arange(group.size)[None] for group in space.hidden]
-                found = self._descend(plan, theta, reference, rows, identity, seed)
-                best.improve(rows, found, number, ROUNDING * most)
-        return best
-
-    def _descend(
-        self, plan: Plan, theta: Tensor, reference: Tensor, rows: Tensor, start: list[Tensor] | None, seed: int
-    ) -> Matching:
-        """One descent of the networks ``rows`` from permutations (1, size), or from a forward pass."""
-        goal = reference if reference.ndim == 1 else reference[rows]
-        descent = Descent(plan, theta[rows], goal)
-        if len(rows) > 0:
-            descent.forward() if start is None else descent.start(start)
-            descent.sweep(self.iterations, torch.Generator().manual_seed(seed))
-        near = similarity(plan.space, descent.theta, goal)
-        return Matching(descent.perms, near, torch.zeros_like(near, dtype=torch.long))
+                identity = [torch.arange(group.size)[None] for group in plan.space.hidden]
+                search.descend(search.fallen, identity, seed, number)
+        return search.best
 
 
-def _as_given(space: WeightSpace, theta: Tensor, reference: Tensor) -> Matching:
-    near = similarity(space, theta, reference)
-    perms = [torch.arange(group.size, device=theta.device).repeat(len(theta), 1) for group in space.hidden]
-    return Matching(perms, near, torch.zeros_like(near, dtype=torch.long))
+class _Search:
+    """The best of several descents, network by network."""
+
+    def __init__(self, plan: Plan, theta: Tensor, reference: Tensor, iterations: int) -> None:
+        self.plan, self.theta, self.reference, self.iterations = plan, theta, reference, iterations
+        given = similarity(plan.space, theta, reference)
+        self.most = _norm(theta) * _norm(reference)
+        self.margin = ROUNDING * self.most
+        perms = [torch.arange(group.size, device=theta.device).repeat(len(theta), 1) for group in plan.space.hidden]
+        self.best = Matching(perms, given, torch.zeros_like(given, dtype=torch.long))
+        self.fallen = torch.empty(0, dtype=torch.long, device=theta.device)
+
+    def unfinished(self) -> Tensor:
+        """The networks that do not equal their reference."""
+        return (self.best.similarity < self.most - self.margin).nonzero()[:, 0]
+
+    def descend(self, rows: Tensor, start: list[Tensor] | None, seed: int, number: int) -> None:
+        """Let the networks ``rows`` descend from permutations (1, size), or from a forward pass.
+
+        What is better than the best so far is kept; ``fallen`` are then the networks that ended below it.
+        """
+        if len(rows) == 0:
+            self.fallen = rows
+            return
+        goal = self.reference if self.reference.ndim == 1 else self.reference[rows]
+        descent = Descent(self.plan, self.theta[rows], goal, self.margin[rows])
+        descent.forward() if start is None else descent.start(start)
+        descent.sweep(self.iterations, torch.Generator().manual_seed(seed))
+        near = similarity(self.plan.space, descent.theta, goal)
+        before, margin = self.best.similarity[rows], self.margin[rows]
+        self.fallen, better = rows[near < before - margin], near > before + margin
+        chosen = rows[better]
+        self.best.similarity[chosen], self.best.descents[chosen] = near[better], number
+        for mine, found in zip(self.best.perms, descent.perms, strict=True):
+            mine[chosen] = found[better]
 
 
-def _square(space: WeightSpace, theta: Tensor) -> Tensor:
-    return similarity(space, theta, theta)
+def _norm(theta: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(theta, dim=-1, dtype=torch.float64)
+    return norm
 
 
 def _check(space: WeightSpace, theta: Tensor, reference: Tensor) -> None:
@@ -154,6 +162,8 @@ def _check(space: WeightSpace, theta: Tensor, reference: Tensor) -> None:
             f"got {tuple(theta.shape)} and {tuple(reference.shape)}"
         )
     for what, value in (("network", theta), ("reference", reference.reshape(-1, reference.shape[-1]))):
+        if bool(value[:, : space.dim].sum(1).isfinite().all()):
+            continue  # one that is not finite shows in the sum
         wrong = ~value[:, : space.dim].isfinite().all(1)
         if bool(wrong.any()):
             first = int(wrong.nonzero()[0])
