@@ -13,7 +13,7 @@ Usage: ``python benchmarks/barrier.py [breast_cancer] [mnist_10] [mnist_32_32] [
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,12 +21,20 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
-from wsflow.alignment import Aligner, WeightMatching
+from wsflow.alignment import (
+    ActivationMatching,
+    Aligner,
+    L2Objective,
+    MidObjective,
+    RandomObjective,
+    SinkhornRebasin,
+    WeightMatching,
+)
 from wsflow.callbacks.barrier_figures import barrier_matrices, path_curves
 from wsflow.callbacks.figures import save
 from wsflow.commands.barrier import draw_finals, draw_snapshots, final_of
 from wsflow.commands.barrier_report import TABLE_WIDTH, render, write
-from wsflow.commands.connectivity import Connectivity, EachOther, Lines, OneNetwork, Target
+from wsflow.commands.connectivity import Center, Connectivity, EachOther, Lines, OneNetwork, Target
 from wsflow.tasks import MNIST, BaseTask, BreastCancer
 from wsflow.zoo import Collector, EverySnapshot, Zoo
 
@@ -59,19 +67,23 @@ CASES = {
 
 
 def aligners() -> list[Aligner]:
-    return [WeightMatching(), WeightMatching(restarts=5)]
+    """What is compared, all with their own settings."""
+    rebasin = [SinkhornRebasin(objective) for objective in (L2Objective(), MidObjective(), RandomObjective())]
+    return [WeightMatching(), ActivationMatching(), *rebasin]
 
 
-def measure(case: Case, path: Path, seed: int = 0) -> tuple[list[Connectivity], dict[str, object]]:
-    """All aligners to all targets, the networks as they are first; and what was measured."""
+def measure(
+    case: Case, path: Path, chosen: Sequence[Aligner], seed: int = 0
+) -> tuple[list[Connectivity], dict[str, object]]:
+    """Each aligner to each target, the networks as they are first; and what was measured."""
     case.collector.collect(case.task(), path, progress=False)
     zoo = Zoo.open(path)
     rows = (draw_snapshots if case.snapshots else draw_finals)(zoo, case.networks, seed)
     run = zoo.run[rows]
     lines = Lines(case.task(), zoo.rows(rows), run, batch_size=case.batch_size, seed=seed)
-    targets: list[Target] = [OneNetwork(final_of(zoo, int(run[0]))), EachOther()]
+    targets: list[Target] = [OneNetwork(final_of(zoo, int(run[0]))), Center(), EachOther()]
     results = [lines.measure()]
-    for aligner in aligners():
+    for aligner in chosen:
         for target in targets:
             results.append(lines.measure(aligner, target))
             print(f"{results[-1].label}: {results[-1].barriers.mean:.4f}, {results[-1].seconds:.1f} s", flush=True)
@@ -93,7 +105,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     for name in args.cases or CASES:
-        results, origin = measure(CASES[name], args.zoos / name)
+        results, origin = measure(CASES[name], args.zoos / name, aligners())
         folder = write(args.output / name, results, origin)
         shown = best(results)
         save(barrier_matrices({result.label: result.barriers for result in shown}), folder / "best-matrices.png")

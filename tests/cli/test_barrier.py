@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from wsflow.alignment import WeightMatching
+from wsflow.alignment import ActivationMatching, SinkhornRebasin, WeightMatching, ZooCenter
 from wsflow.alignment.barrier import barriers
 from wsflow.cli import main
 from wsflow.commands.barrier import draw_finals, draw_snapshots
@@ -64,7 +64,7 @@ def test_the_table_has_a_row_for_every_aligner_and_target(barrier):
     rows = [(row["aligner"], row["target"]) for row in written["results"]]
     names, targets = ["WeightMatching", "WeightMatching(restarts=2)"], ["one network", "the centre", "each other"]
     assert rows[:-1] == [("", ""), *((one, target) for one in names for target in targets)]
-    assert rows[-1] == ("ZooCenter(aligner=WeightMatching)", "the centre")
+    assert rows[-1] == ("ZooCenter(WeightMatching)", "the centre")
     assert written["results"][-1]["barrier"]["mean"] == written["results"][2]["barrier"]["mean"]
     assert "4 networks of 4 runs; val data" in printed
     assert all(f"{row['barrier']['mean']:.4f} ±" in printed for row in written["results"])
@@ -121,6 +121,7 @@ def test_aligners_see_train_data_and_lines_the_asked_split(zoo, monkeypatch):
     for target in (OneNetwork(theta[0]), Center(), EachOther()):
         assert lines.measure(Asking(), target).seconds > 0
     assert set(touched) == {"train"}
+    assert torch.equal(lines.objective.inputs, task.data("train")[0])
     torch.testing.assert_close(lines.measure().barriers.ends["loss"], task.evaluate(theta, "val")["loss"].double())
 
 
@@ -137,6 +138,18 @@ def test_an_aligner_that_changes_functions_is_caught(zoo):
 def test_names_tell_what_is_not_a_default():
     assert name(WeightMatching()) == "WeightMatching"
     assert name(WeightMatching(restarts=3)) == "WeightMatching(restarts=3)"
+    assert name(ZooCenter(WeightMatching(seed=1), rounds=2)) == "ZooCenter(WeightMatching(seed=1), rounds=2)"
+    matching = ActivationMatching(torch.zeros(4, 2), points=3)
+    assert name(matching) == "ActivationMatching(inputs of shape (4, 2), points=3)"
+    assert name(SinkhornRebasin(start=WeightMatching())) == "SinkhornRebasin(L2Objective, start=WeightMatching)"
+
+
+def test_every_aligner_can_be_named(barrier):
+    objective = ["--aligner=SinkhornRebasin", "--aligner.iterations=3", "--aligner.objective=MidObjective"]
+    written, _ = barrier("--aligner=ActivationMatching", *objective, "--n=4", "--pairs=2", "--points=3")
+    names = [row["aligner"] for row in written["results"]]
+    assert names[1] == "ActivationMatching"
+    assert names[2].startswith("SinkhornRebasin(MidObjective")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -40,7 +41,7 @@ def barrier_matrices(results: Mapping[str, Barriers]) -> Figure:
     for axes, (label, result) in zip(panels, results.items(), strict=False):
         order = result.run.argsort(stable=True)
         image = axes.imshow(result.matrix[order][:, order].numpy(), **scale, interpolation="nearest")
-        axes.set_title(f"{label}\n{result.mean:.3f} ({result.std:.3f})", fontsize=9)
+        axes.set_title(f"{fill(label, 46)}\n{result.mean:.3f} ({result.std:.3f})", fontsize=9)
         axes.set_xticks([])
         axes.set_yticks([])
     for axes in panels[len(results) :]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from wsflow.alignment import Aligner, ZooCenter, check_same_functions
+from wsflow.alignment import Aligner, RebasinObjective, ZooCenter, check_same_functions
 from wsflow.alignment.barrier import Barriers, Match, Paths, barriers, paths
 from wsflow.tasks import BaseTask
 from wsflow.weightspace import Objective
@@ -200,12 +200,13 @@ class Lines:
 
 def name(thing: object) -> str:
     """Class of an aligner, or of what an aligner is made of, with the arguments that are not its defaults."""
-    parameters = inspect.signature(type(thing)).parameters.items()
-    values = {key: (getattr(thing, key, parameter.default), parameter.default) for key, parameter in parameters}
-    text = ", ".join(f"{key}={_text(value)}" for key, (value, default) in values.items() if value != default)
-    return f"{type(thing).__name__}({text})" if text else type(thing).__name__
-
-
-def _text(value: object) -> str:
-    plain = value is None or isinstance(value, str | int | float | Sequence | Mapping)
-    return str(value) if plain else name(value)
+    words = []
+    for place, (key, parameter) in enumerate(inspect.signature(type(thing)).parameters.items()):
+        value = getattr(thing, key, parameter.default)
+        if isinstance(value, Tensor):
+            words.append(f"{key} of shape {tuple(value.shape)}")
+        elif isinstance(value, Aligner | RebasinObjective):
+            words.append(name(value) if place == 0 else f"{key}={name(value)}")
+        elif value != parameter.default:
+            words.append(f"{key}={value}")
+    return f"{type(thing).__name__}({', '.join(words)})" if words else type(thing).__name__

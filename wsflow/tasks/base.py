@@ -265,6 +265,11 @@ class TaskObjective(Objective):
         if batch_size is not None and not 1 <= batch_size <= count:
             raise ValueError(f"batch_size {batch_size} does not fit the {count} data points of split {split!r}")
 
+    @property
+    def inputs(self) -> Tensor:
+        """All inputs (N, ...) of the split, for aligners that look at activations."""
+        return self.task.data(self.split)[0]
+
     def __call__(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Loss of each network, (B,)."""
         inputs, targets = self.task.data(self.split)
