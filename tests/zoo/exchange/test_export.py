@@ -169,3 +169,21 @@ def test_running_statistics_that_are_not_finite_or_of_another_shape(normed_space
     write_manifest(tmp_path, normed_space, [sidecar])
     with pytest.raises(ZooError, match="running statistics of another architecture"):
         Zoo.open(tmp_path)
+
+
+@pytest.mark.slow
+def test_torchvision_networks_go_round(tmp_path, out):
+    """As DataParallel saves them; ImageNet's stem, twenty batch norms."""
+    description = {"class_path": "torchvision.models.resnet18", "input_shape": [3, 64, 64]}
+    space = WeightSpace.from_description(description)
+    states = [random_state(space, seed, scale=0.1) for seed in range(2)]
+    (tmp_path / "foreign").mkdir()
+    for i, state in enumerate(states):
+        named = {f"module.{name}": value for name, value in state.items()}
+        torch.save({"state_dict": named, "best_acc1": 70.0}, tmp_path / f"foreign/seed{i}.pth")
+    zoo = import_zoo(tmp_path / "foreign", tmp_path / "zoo", space, pattern=r"seed(?P<run>\d+)")
+    export_zoo(zoo, out, format="pt")
+    for i, state in enumerate(states):
+        back = torch.load(out / f"network-{i:06d}.pt", weights_only=True)
+        assert back.keys() == state.keys()
+        assert all(torch.equal(back[name], state[name]) for name in state if state[name].is_floating_point())

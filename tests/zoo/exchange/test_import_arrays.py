@@ -85,6 +85,15 @@ def test_a_key_chooses_an_array(mlp_space, theta, folder, out):
     assert torch.equal(import_zoo(path, out, mlp_space, order="flat", key="train.w").theta, theta)
 
 
+def test_other_arrays_may_hold_anything(mlp_space, theta, folder, out):
+    np.savez(folder / "all.npz", names=np.array(["a", "b"]), w=theta.numpy())
+    with h5py.File(folder / "all.h5", "w") as file:
+        file["names"], file["w"] = ["a", "b"], theta.numpy()
+    for name in ("all.npz", "all.h5"):
+        zoo = import_zoo(folder / name, out.with_name(name), mlp_space, order="flat", key="w")
+        assert torch.equal(zoo.theta, theta)
+
+
 def test_a_group_of_stacks(mlp_space, states, theta, folder, out):
     arrays = {f"train/{name.replace('.', '/')}": value for name, value in stacked(states).items()}
     path = write(arrays | {"test/1/weight": stacked(states)["1.weight"]}, folder / "all.h5")
@@ -162,7 +171,7 @@ def test_arrays_that_do_not_fit(mlp_space, folder, out, left, array, order, word
 
 
 def test_objects_in_arrays_are_not_loaded(mlp_space, folder, out, left):
-    np.savez(folder / "all.npz", w=np.array([{"a": 1}], dtype=object))
+    np.savez(folder / "all.npz", w=np.full((2, 51), {"a": 1}, dtype=object))
     np.save(folder / "all.npy", np.array([{"a": 1}], dtype=object))
     with pytest.raises(ZooError, match=r"all\.npz: 'w' holds object, not numbers"):
         import_zoo(folder / "all.npz", out, mlp_space, order="flat")

@@ -52,6 +52,12 @@ def test_folders_below_and_mixed_formats(mlp_space, states, theta, folder, out):
     assert [file for _, _, file in lines[1:]] == ["a/run9.safetensors", "a/run10.pth", "b/x.pt", "c.pt"]
 
 
+def test_a_zoo_in_the_folder_is_passed_over(mlp_space, states, theta, folder):
+    save(states[0], folder / "a.pt")
+    import_zoo(folder, folder / "zoo", mlp_space)
+    assert torch.equal(import_zoo(folder, folder / "again", mlp_space).theta, theta[:1])
+
+
 def test_one_file_is_one_network(mlp_space, states, theta, folder, out):
     save(states[0], folder / "net.pt")
     assert torch.equal(import_zoo(folder / "net.pt", out, mlp_space).theta, theta[:1])

@@ -71,10 +71,10 @@ class ArrayRows(Rows):
 
     def __init__(self, array: Any, what: str) -> None:
         self.array, self.shape, self.what = array, tuple(array.shape), what
-        check_dtype(array.dtype, what)
 
     def take(self, rows: Sequence[int]) -> Tensor:
         """These rows, (n, ...)."""
+        check_dtype(self.array.dtype, self.what)
         try:
             return self._taken(rows)
         except OSError as error:
@@ -104,6 +104,7 @@ class StreamedRows(Rows):
 
     def take(self, rows: Sequence[int]) -> Tensor:
         """These rows, (n, ...)."""
+        check_dtype(self._dtype, self.what)
         if self.shape and contiguous(rows) and not self._fortran:
             return self._stream(rows[0], len(rows))
         return self._all()[torch.as_tensor(rows)] if self.shape else self._all()
@@ -117,7 +118,6 @@ class StreamedRows(Rows):
             self.shape, self._fortran, self._dtype = read(file)
         except (ValueError, OSError, zlib.error, zipfile.BadZipFile) as error:
             raise ZooError(f"{self.what} cannot be read: {error}") from None
-        check_dtype(self._dtype, self.what)
         return file
 
     def _stream(self, first: int, count: int) -> Tensor:

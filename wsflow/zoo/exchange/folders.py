@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from wsflow.zoo.exchange.statedicts import INDEX, SUFFIXES
 from wsflow.zoo.shards import ZooError
+from wsflow.zoo.write import MANIFEST
 
 HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")
 """A model's file in a Hugging Face folder; the first that is there is read."""
@@ -40,13 +41,18 @@ def natural(text: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
 
 
 def find_networks(folder: Path) -> list[NetworkFile]:
-    """The networks below a folder in natural order of their names; hidden files and folders are passed over.
+    """The networks below a folder, in natural order of their names.
+
+    Hidden files and folders, and wsflow's own zoos, are passed over.
 
     Raises:
         ZooError: where there is none.
     """
     found = []
     for root, folders, files in os.walk(folder):
+        if MANIFEST in files:  # a zoo of wsflow, such as one that was imported into this folder
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += _in_folder(Path(root), folder, [name for name in files if not name.startswith(".")])
     if not found:
