@@ -181,7 +181,7 @@ def test_torchvision_networks_go_round(tmp_path, out):
     for i, state in enumerate(states):
         named = {f"module.{name}": value for name, value in state.items()}
         torch.save({"state_dict": named, "best_acc1": 70.0}, tmp_path / f"foreign/seed{i}.pth")
-    zoo = import_zoo(tmp_path / "foreign", tmp_path / "zoo", space, pattern=r"seed(?P<run>\d+)")
+    zoo = import_zoo(tmp_path / "foreign", tmp_path / "first", space, pattern=r"seed(?P<run>\d+)")
     export_zoo(zoo, out, format="pt")
     for i, state in enumerate(states):
         back = torch.load(out / f"network-{i:06d}.pt", weights_only=True)
