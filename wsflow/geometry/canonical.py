@@ -97,6 +97,8 @@ class CanonicalForm(nn.Module):
             ValueError: where the weights do not fit, or a dead neuron's constant cannot be moved.
         """
         self.space.check(theta)
+        if not len(theta):
+            return theta.new_empty(0, self.dim + theta.shape[1] - self.space.dim)
         rows = max(1, CHUNK // max(1, self.space.dim))
         return torch.cat([self._encode(part) for part in torch.split(theta, rows)])
 
@@ -252,8 +254,8 @@ def _factors(space: WeightSpace, named: list[tuple[str, Tensor]], scales: list[s
         numbers = [""] if index.shape[0] == 1 else [f"[{i}]" for i in range(index.shape[0])]
         factors += [(name + number, row) for number, row in zip(numbers, index, strict=True)]
     rest = torch.ones(space.dim, dtype=torch.bool)
-    for _, row in factors:
-        rest[row] = False
+    for _, index in named:
+        rest[index] = False
     for tensor in space.tensors:
         flat = torch.arange(tensor.start, tensor.start + tensor.numel)
         if bool(rest[flat].any()):

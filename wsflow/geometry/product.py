@@ -32,7 +32,9 @@ class SphereProduct(nn.Module):
         self.rest = int(rest.sum())
         self._sizes = [*(s * k for s, k in self.shapes), self.rest]
         self.register_buffer("order", order, persistent=False)
-        self.register_buffer("_inverse", order.argsort(), persistent=False)
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(dim)
+        self.register_buffer("_inverse", inverse, persistent=False)
 
     def split(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """Coordinates (..., dim) to spheres (..., S, K), one tensor per set, and the rest (..., R)."""

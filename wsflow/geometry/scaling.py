@@ -67,12 +67,12 @@ def normalisations(space: WeightSpace) -> list[Normalisation]:
     """
     refuse_linear(space)
     earlier: list[str | None] = [None]
+    places = torch.arange(space.dim)
     found = []
     for rescaling in space.rescalings:
         group = space.group(rescaling.group)
         pieces = _first(space, rescaling, earlier)
         biases = tuple(v for v in space.vectors if v.scale == rescaling.name and v.kind == "bias" and not v.inverse)
-        places = torch.arange(space.dim)
         columns = [torch.empty(group.size, 0, dtype=torch.long), *(piece.view(places).flatten(1) for piece in pieces)]
         index = torch.cat(columns, dim=1).reshape(rescaling.size, -1)
         found.append(Normalisation(rescaling, group.size, pieces, biases, index))
@@ -120,15 +120,12 @@ def measure(steps: Sequence[Normalisation], theta: Tensor) -> tuple[list[Tensor]
     known: dict[str | None, Tensor] = {}
     factors, dead = [], []
     for step in steps:
-        zero = torch.zeros(len(theta), step.rescaling.size, dtype=torch.bool, device=theta.device)
+        zero = theta.new_zeros(len(theta), step.rescaling.size, dtype=torch.bool)
         factor = torch.ones_like(zero, dtype=torch.float64)
         if step.rescaling.scaling == "sign":
             factor = _signs(step, theta, known)
         elif step.has_spheres:
-            each = sum(
-                (_squares(piece, theta, known) for piece in step.pieces), torch.zeros_like(theta[:, :1]).double()
-            )
-            square = split_last(each, step.rescaling.size, -1).sum(-1)
+            square = _total(step, [_values(piece, theta, known).square().sum(-1) for piece in step.pieces])
             zero = square < torch.finfo(theta.dtype).tiny
             factor = torch.where(zero, 1.0, square).rsqrt()
         known[step.rescaling.name] = step.spread(factor)
@@ -137,31 +134,23 @@ def measure(steps: Sequence[Normalisation], theta: Tensor) -> tuple[list[Tensor]
     return factors, dead
 
 
-def _squares(piece: WeightBlock | GroupVector, theta: Tensor, known: Mapping[str | None, Tensor]) -> Tensor:
-    """Squared norms (B, size) of what enters each neuron through a piece, the factors of its source taken off."""
-    square = piece.view(theta).double().square().sum(-1)
-    source = known.get(piece.source_scale)
-    if isinstance(piece, GroupVector):
-        return square if source is None else square / source.square()
-    if source is None:
-        return square.sum(-1)
-    weight = source.square().reciprocal().view(len(theta), piece.parts, piece.fan_in, 1)
-    return (square.view(len(theta), piece.parts, -1, piece.fan_in) @ weight).flatten(1)
-
-
 def _signs(step: Normalisation, theta: Tensor, known: Mapping[str | None, Tensor]) -> Tensor:
     """Signs (B, size) of the numbers of largest magnitude; of ties the sum decides, and of a zero sum the biases."""
-    none = torch.zeros(len(theta), step.count, dtype=torch.float64, device=theta.device)
+    none = theta.new_zeros(len(theta), step.count, dtype=torch.float64)
     values = [_values(piece, theta, known) for piece in step.pieces]
     largest = torch.stack([none, *(v.amax(-1) for v in values)]).amax(0)
     smallest = torch.stack([none, *(v.amin(-1) for v in values)]).amin(0)
-    total = sum((v.sum(-1) for v in values), none)
-    biases = sum((b.view(theta).double().sum(-1) for b in step.biases), none)
+    sums = [v.sum(-1) for v in values]
+    biases = [bias.view(theta).double().sum(-1) for bias in step.biases]
     sign = none[:, : step.rescaling.size]
-    for value in (largest + smallest, total, biases):
-        shared = split_last(value, step.rescaling.size, -1).sum(-1)
-        sign = torch.where(sign == 0, shared.sign(), sign)
+    for terms in ([largest, smallest], sums, biases):
+        sign = torch.where(sign == 0, _total(step, [none, *terms]).sign(), sign)
     return torch.where(sign == 0, 1.0, sign)
+
+
+def _total(step: Normalisation, terms: Sequence[Tensor]) -> Tensor:
+    """Sums (B, size) of terms (B, count) over pieces, and over neurons that share a factor."""
+    return split_last(torch.stack(list(terms)).sum(0), step.rescaling.size, -1).sum(-1)
 
 
 def _values(piece: WeightBlock | GroupVector, theta: Tensor, known: Mapping[str | None, Tensor]) -> Tensor:
