@@ -1,8 +1,9 @@
 """The forward pass of B networks at once.
 
 ``torch.func.functional_call`` runs the architecture with the weights of one network and ``torch.vmap`` maps it over
-the batch: a linear layer becomes one batched matrix product, a convolution one grouped convolution.  The network runs
-as in evaluation: dropout passes its input through.  Outputs have derivatives by running statistics too, where these are
+the batch: a linear layer becomes one batched matrix product, a convolution one grouped convolution.  Convolutional
+networks with many inputs run one after another (:mod:`wsflow.weightspace.one_by_one`).  The network runs as in
+evaluation: dropout passes its input through.  Outputs have derivatives by running statistics too, where these are
 given.
 """
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from wsflow.weightspace.one_by_one import each, one_by_one
 from wsflow.weightspace.statistics import fixed_tensors, plain_attention, with_differentiable_statistics
 
 if TYPE_CHECKING:
@@ -45,4 +47,7 @@ def forward(space: WeightSpace, theta: Tensor, inputs: Tensor, per_network: bool
         return result
 
     with plain_attention(template):
+        if one_by_one(template, inputs.shape[per_network]):
+            own = inputs.unbind() if per_network else [inputs] * len(theta)
+            return torch.stack([single(weights, x) for weights, x in zip(each(given), own, strict=True)])
         return torch.vmap(single, (0, 0 if per_network else None))(given, inputs)

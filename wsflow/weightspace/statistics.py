@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from wsflow.weightspace.one_by_one import each, one_by_one
+
 if TYPE_CHECKING:
     from wsflow.weightspace.space import WeightSpace
 
@@ -110,9 +112,13 @@ def batch_statistics(space: WeightSpace, theta: Tensor, inputs: Tensor) -> Tenso
         functional_call(template, {**frozen, **weights}, (images,))
         return {name: torch.stack(moments).mean(0) for name, moments in seen.items()}
 
+    names = [tensor.name for tensor in space.buffer_tensors]
     with plain_attention(template):
+        if one_by_one(template, len(inputs)):
+            rows = [single(weights) for weights in each(space.unflatten(theta))]
+            return torch.cat([theta, torch.stack([torch.cat([row[name] for name in names]) for row in rows])], dim=1)
         found = torch.vmap(single)(space.unflatten(theta))
-    return torch.cat([theta, *(found[tensor.name] for tensor in space.buffer_tensors)], dim=1)
+    return torch.cat([theta, *(found[name] for name in names)], dim=1)
 
 
 def fixed_tensors(template: nn.Module, theta: Tensor, given: Collection[str]) -> dict[str, Tensor]:

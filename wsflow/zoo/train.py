@@ -128,4 +128,7 @@ def steps_per_epoch(task: BaseTask, batch_size: int) -> int:
 
 def _training(space: WeightSpace) -> WeightSpace:
     """The space whose forward pass is that of training: batch norm takes the moments of each batch."""
-    return replace(space, template=without_statistics(space.template)) if space.buffers else space
+    if not space.buffers:
+        return space
+    recomputed = {tensor.name for tensor in space.buffer_tensors}
+    return replace(space, template=without_statistics(space.template, recomputed))
