@@ -33,7 +33,7 @@ from wsflow.flow import (
 from wsflow.geometry import Euclidean, Geometric, Normalized
 from wsflow.module import FlowMatchingModule
 from wsflow.schedule import Constant, WarmupCosine
-from wsflow.weightspace import WeightSpace, ZooBatch
+from wsflow.weightspace import WeightSpace, ZooBatch, batch_statistics
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*LeafSpec.*",  # lightning 2.6 calls torch's pytree by names that torch 2.15 deprecates
@@ -116,6 +116,19 @@ def test_a_module_made_in_python_is_rebuilt_from_its_checkpoint(name, tmp_path):
     trainer(tmp_path / "again").fit(loaded, datamodule=Networks())
     again = wsflow.load(tmp_path / "again" / "flow.ckpt")
     assert torch.equal(again.sample(2, sampler=sampler), loaded.sample(range(2), sampler=sampler))
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_flow_of_convolutional_networks_on_spheres(batch_norm):
+    sizes = {"channels": [3, 4], "kernels": [3, 3], "strides": [2, 2], "paddings": [0, 1]}
+    network = {**sizes, "input_shape": [1, 12, 12], "classes": 3, "batch_norm": batch_norm}
+    space = {"class_path": "wsflow.weightspace.cnn", "init_args": network, "input_shape": [1, 12, 12]}
+    module = FlowMatchingModule(space, geometry=Geometric, field=FIELD)
+    theta = module.sample(range(3), 1, Sampler(steps=2))
+    assert theta.shape == (3, module.space.dim)
+    assert module.geometry.dim == module.space.dim + 1
+    images = torch.randn(4, 1, 12, 12)
+    assert module.space.forward(batch_statistics(module.space, theta, images), images).isfinite().all()
 
 
 class Sealed(Parametrization):

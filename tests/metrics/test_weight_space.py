@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scalable_networks import build, draw
 from torch import Tensor
 
 from wsflow.metrics import CanonicalWeights, distance, nearest_distance
@@ -22,6 +23,20 @@ def test_symmetric_copies_are_at_distance_zero(space: WeightSpace, theta: Tensor
     assert (theta - copies).norm(dim=1).min() > 1
     assert distance(form, form(theta), form(copies)).max() < 1e-9
     assert distance(form, form(theta), form(theta.roll(1, 0))).min() > 0.1
+
+
+@pytest.mark.parametrize("name", ["cnn_batch_norm", "heads"])
+def test_other_networks_and_their_statistics(name: str, generator: torch.Generator) -> None:
+    space = build(name)
+    form, theta = CanonicalWeights(space), draw(space, 4)
+    copies = disguised(space, theta, generator)
+    x = form(theta)
+    assert x.shape == (4, form.geometry.dim)
+    assert torch.equal(x, form(theta[:, : space.dim]))
+    assert distance(form, x, form(copies)).max() < 1e-9
+    assert distance(form, x, x.roll(1, 0)).min() > 0.1
+    assert torch.equal(torch.cat(list(form.tensors(x).values()), 1), x)
+    torch.testing.assert_close(form(form.invert(x)), x)
 
 
 def test_coordinates_go_back_to_the_same_functions(space: WeightSpace, theta: Tensor) -> None:

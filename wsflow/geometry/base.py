@@ -11,7 +11,9 @@ Every geometry here is a product of *factors* (spheres and Euclidean parts) whos
 it, so that the inner product is :math:`\sum_f w_f \langle u_f, v_f \rangle` with weights :math:`w_f`, 1 by default.
 
 Shapes: ``theta`` (B, D); points ``x`` and tangent vectors ``v`` (B, dim), where ``dim`` is D or, with a log-scale
-coordinate in the last place, D + 1.
+coordinate behind the weights for each classifier, D + 1 or more.  ``encode`` also takes extended vectors (B, D + D_b)
+and gives their running statistics, moved along, behind the point; ``decode`` takes (B, dim + D_b) back.  Statistics are
+no coordinates: nothing else takes them.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class Geometry(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, theta: Tensor) -> Tensor:
-        """Weights (B, D) to points (B, dim).
+        """Weights (B, D) to points (B, dim), or extended ones (B, D + D_b) to (B, dim + D_b).
 
         Raises:
             ValueError: where the weights do not fit the space, or have no point in this geometry.
@@ -71,7 +73,7 @@ class Geometry(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
-        """Points (B, dim) to weights (B, D)."""
+        """Points (B, dim) to weights (B, D), or with statistics behind them to extended ones."""
 
     @abstractmethod
     def project(self, x: Tensor) -> Tensor:

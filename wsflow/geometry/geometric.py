@@ -1,8 +1,8 @@
 r"""Canonical networks on a product of spheres and lines (thesis section 6.2.3).
 
-Each normalised hidden neuron is a point of the unit sphere of its incoming weights, the last layer of a classifier one
-of the sphere of all its weights; every other coordinate is a line.  Geodesics are great circles on the spheres and
-straight on the lines, and squared distances add up.
+Each normalised hidden neuron or filter is a point of the unit sphere of its incoming weights (or of its norm's weight
+and bias), the last layer of a classifier one of the sphere of all its weights; every other coordinate is a line.
+Geodesics are great circles on the spheres and straight on the lines, and squared distances add up.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Geometric(CanonicalGeometry):
 
     Args:
         space: The weight space.
-        keep_scale: Whether the scale of a classifier's last layer is a coordinate (then dim is D + 1); otherwise
-            every decoded network has a last layer of norm sqrt(C).
+        keep_scale: Whether the scale of a classifier's last layer is a coordinate (then dim is D + 1, or D and the
+            number of heads); otherwise every decoded network has a last layer of norm sqrt(C).
 
     Raises:
         ValueError: where the space has no canonical form; see :class:`wsflow.geometry.canonical.CanonicalForm`.
@@ -54,7 +54,7 @@ class Geometric(CanonicalGeometry):
 
     @property
     def order(self) -> Tensor:
-        """(dim,), coordinates in the order of the product: per hidden group its neurons, the last layer, the lines."""
+        """(dim,), coordinates in the order of the product: per rescaling its neurons, the last layers, the lines."""
         return self.form.product.order
 
     def _pairwise(self, x: Tensor, y: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ class Normalized(CanonicalGeometry):
 
     Args:
         space: The weight space.
-        keep_scale: Whether the scale of a classifier's last layer is a coordinate (then dim is D + 1); otherwise
-            every decoded network has a last layer of norm sqrt(C).
+        keep_scale: Whether the scale of a classifier's last layer is a coordinate (then dim is D + 1, or D and the
+            number of heads); otherwise every decoded network has a last layer of norm sqrt(C).
 
     Raises:
         ValueError: where the space has no canonical form; see :class:`wsflow.geometry.canonical.CanonicalForm`.

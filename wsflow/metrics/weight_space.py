@@ -1,9 +1,12 @@
 r"""Weights without their symmetries.
 
 The canonical form of a network has its scaling symmetry removed (:class:`wsflow.geometry.Normalized`: unit incoming
-weights, the last layer's scale as one log coordinate) and its hidden neurons matched to a reference
+weights, the scale of each last layer as a log coordinate) and its hidden neurons matched to a reference
 (:class:`wsflow.alignment.Aligner`).  Distances between weights mean something only there: a training network with
 permuted hidden neurons is as far from the original as any other network, until its neurons are matched.
+
+Running statistics of batch norm follow from the weights and are no coordinates: they are dropped here, and a task
+recomputes them where it needs them.
 """
 
 from __future__ import annotations
@@ -30,9 +33,10 @@ class CanonicalWeights:
         self.aligner = WeightMatching() if aligner is None else aligner
 
     def __call__(self, theta: Tensor) -> Tensor:
-        """Canonical coordinates (B, dim) of networks (B, D), not yet matched."""
+        """Canonical coordinates (B, dim) of networks (B, D), or of extended ones, not yet matched."""
         self.geometry.to(theta.device)
-        return self.geometry.encode(theta)
+        self.space.check(theta)
+        return self.geometry.encode(theta[:, : self.space.dim])
 
     def invert(self, x: Tensor) -> Tensor:
         """Networks (B, D) from coordinates (B, dim), first moved to the nearest canonical ones."""
@@ -54,7 +58,7 @@ class CanonicalWeights:
         return torch.cat([self.space.permute(weights, perms), scale], dim=1)
 
     def tensors(self, x: Tensor) -> dict[str, Tensor]:
-        """Canonical coordinates (B, dim) by tensor name, the log scale last as ``log_scale``."""
+        """Canonical coordinates (B, dim) by tensor name, log scales last as ``log_scale``."""
         parts = {tensor.name: x[:, tensor.slice] for tensor in self.space.tensors}
         return parts | ({"log_scale": x[:, self.space.dim :]} if x.shape[1] > self.space.dim else {})
 
