@@ -144,13 +144,13 @@ def _profiles(move: Move, name: str, networks: Networks, known: Collection[str])
     for block in move.blocks:
         if block in move.tied:
             continue
-        mine, goal = networks.read(block)
         if block.target == name and block.source in known:
-            for x, y in _slices(mine, goal, -2):
-                yield x.flatten(-2), y.flatten(-2)
+            for mine, goal in _slices(*networks.read(block), -2):
+                yield mine.flatten(-2), goal.flatten(-2)
         if block.source == name and block.target in known:
-            for x, y in _slices(mine, goal, -3) if block.parts == 1 else [(mine, goal)]:
-                yield _columns(block, x), _columns(block, y)
+            pair = networks.read(block)
+            for mine, goal in _slices(*pair, -3) if block.parts == 1 else [pair]:
+                yield _columns(block, mine), _columns(block, goal)
     for vector in move.vectors:
         if vector.group == name:
             yield networks.read(vector)

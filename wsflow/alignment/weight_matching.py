@@ -88,7 +88,7 @@ class WeightMatching(Aligner):
             ValueError: as :meth:`Aligner.align` does.
         """
         _check(space, theta, reference)
-        theta, reference = theta[:, : space.dim], reference[..., : space.dim].to(theta)
+        theta, reference = theta[:, : space.dim], reference[..., : space.dim].to(theta.device)
         plan, rows, parts = Plan(space), max(1, ELEMENTS // space.dim), []
         for i in range(0, max(1, len(theta)), rows):
             goal = reference if reference.ndim == 1 else reference[i : i + rows]
