@@ -219,6 +219,17 @@ class TestNorms:
         before, after = batch_statistics(space, theta, images), batch_statistics(space, decoded, images)
         assert change(space, before, after) < 1e-8
 
+    def test_huge_filters_with_small_variances_stay_finite(self):
+        space = build("cnn_batch_norm")
+        theta = draw(space).float()
+        named(space, theta)["conv1.weight"].mul_(1e6)
+        named(space, theta)["norm1.running_var"].zero_()
+        geometry = Geometric(space)
+        decoded = geometry.decode(geometry.encode(theta))
+        assert (named(space, decoded)["norm1.running_var"] < 0).all()
+        assert outputs(space, decoded).isfinite().all()
+        assert change(space, theta.double(), geometry.decode(geometry.encode(theta.double()))) < 1e-3
+
     def test_a_zero_weight_and_bias_of_a_norm(self):
         space = build("cnn_batch_norm")
         theta = draw(space)

@@ -16,10 +16,12 @@ not.  Two ways lead back:
 The last layer of any other network stays as it is, and so does one that ends in a norm or that other layers read.
 
 *Running statistics* of batch norm are no coordinates: they are functions of the weights and the data.  An extended
-vector (B, D + D_b) is encoded with them, moved along, behind the point, and decodes to exactly the same function.  Of
-(B, D) alone the factors before a batch norm are removed all the same, and statistics are to be recomputed on train
-images after ``decode`` (:func:`wsflow.weightspace.batch_statistics`).  The norm's :math:`\epsilon` stays what it is
-while the variance v changes, so that outputs then change by about :math:`\epsilon / v` relative.
+vector (B, D + D_b) is encoded with them, moved along, behind the point, and decodes to exactly the same function.  A
+variance :math:`f^2 (v + \epsilon) - \epsilon` may become negative, but stays above :math:`-\epsilon`, which is all that
+batch norm needs; it is as exact as its number type tells it from :math:`-\epsilon`.  Of (B, D) alone the factors before
+a batch norm are removed all the same, and statistics are to be recomputed on train images after ``decode``
+(:func:`wsflow.weightspace.batch_statistics`).  The norm's :math:`\epsilon` stays what it is while the variance v
+changes, so that outputs then change by about :math:`\epsilon / v` relative.
 
 *Zeros.*  No value and no probability is changed:
 
@@ -113,6 +115,7 @@ class CanonicalForm(nn.Module):
                     x[:, index] = torch.where(where[..., None], index.shape[1] ** -0.5, x[:, index])
         else:
             x = self.space.rescale(theta, factors)
+        _hold_variances(self.space, x)
         scales = [head.normalise(x) for head in self.heads]
         return torch.cat([x[:, : self.space.dim], *scales * self._keeps, x[:, self.space.dim :]], dim=1)
 
@@ -217,6 +220,14 @@ class _Head(nn.Module):
         """Multiply weights and bias by a scale (B, 1), in place."""
         theta[:, self.weight] = theta[:, self.weight] * scale
         theta[:, self.bias] = theta[:, self.bias] * scale
+
+
+def _hold_variances(space: WeightSpace, x: Tensor) -> None:
+    """Keep running variances, in place, from being rounded to -eps, where batch norm would divide by zero."""
+    for vector in space.buffers * (x.shape[-1] > space.dim):
+        if vector.kind == "running_var":
+            view = vector.view(x)
+            view[...] = torch.maximum(view.clone(), torch.nextafter(x.new_tensor(-vector.eps), x.new_zeros(())))
 
 
 def _is_head(space: WeightSpace, group: NeuronGroup) -> bool:
