@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[str, Callable[[], nn.Module], str]] = {
     "weight_times_mask": (
         "vector",
         lambda: vector(lambda s, y: F.linear(y, s.c.weight * s.o.value), c=Linear(4, 4), o=Offset(4, 4)),
-        "node 'mul' (mul): parameters are combined with constants before they meet an activation",
+        "node 'mul' (mul): combines a parameter with inputs, constants or parameters only",
     ),
     "written_through_a_view": (
         "vector",

@@ -117,7 +117,7 @@ def _combine(call: Call, multiply: bool) -> Mark:
         raise UnsupportedModuleError("only numbers are supported as alpha, by name")
     labels = [mark for mark in marks if isinstance(mark, Label)]
     if not labels:
-        raise UnsupportedModuleError("parameters are combined with constants before they meet an activation")
+        raise UnsupportedModuleError("combines a parameter with inputs, constants or parameters only")
     if len(labels) == 2:
         label = merge(_aligned(labels, values), scales=not multiply)
         if multiply:
