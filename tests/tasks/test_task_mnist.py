@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsflow.tasks import MNIST, BaseTask, FashionMNIST
+from wsflow.tasks import MNIST, BaseTask, ConvFashionMNIST, ConvMNIST, FashionMNIST
 from wsflow.tasks import mnist as module
 
 SIZES = {"train": 40, "t10k": 10}
@@ -76,9 +76,33 @@ def test_the_description_does_not_hold_the_folder(tiny):
     assert BaseTask.from_description(task.description).space == task.space
 
 
-@pytest.mark.parametrize("cls", [MNIST, FashionMNIST])
+def test_a_convolutional_task_is_described_by_its_network(tiny):
+    task = ConvMNIST(channels=(4, 3), batch_norm=True, data_dir=str(tiny))
+    check(task)
+    args = task.description["init_args"]
+    assert args == {
+        "channels": [4, 3],
+        "kernels": [4, 3],
+        "strides": [4, 2],
+        "paddings": [0, 1],
+        "batch_norm": True,
+        "pool": False,
+        "split_seed": 0,
+    }
+    assert BaseTask.from_description(task.description).space == task.space
+    assert task.name == "conv_mnist"
+    assert task.network["input_shape"] == [1, 28, 28]
+    assert task.evaluate(torch.randn(2, task.space.dim), "val")["loss"].shape == (2,)
+
+
+def test_the_default_convolutional_networks_are_small():
+    assert ConvFashionMNIST().space.dim == 2476
+    assert ConvFashionMNIST(batch_norm=True).space.dim == 2494
+
+
+@pytest.mark.parametrize("cls", [MNIST, FashionMNIST, ConvMNIST, ConvFashionMNIST])
 def test_missing_files_are_named(cls, tmp_path):
-    with pytest.raises(ValueError, match=f"{cls.__name__} is not in .*lacks train-images-idx3-ubyte.gz.*WSFLOW_DATA"):
+    with pytest.raises(ValueError, match=f"{cls.source} is not in .*lacks train-images-idx3-ubyte.gz.*WSFLOW_DATA"):
         cls(data_dir=str(tmp_path)).data("train")
 
 
