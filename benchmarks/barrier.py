@@ -48,6 +48,7 @@ class Case(NamedTuple):
         networks: How many are drawn.
         snapshots: Whether any snapshots are drawn, not only the last ones.
         batch_size: Train data points that an aligner's loss sees at a time.
+        pairs: How many pairs are judged along their whole line.
     """
 
     task: Callable[[], BaseTask]
@@ -55,14 +56,15 @@ class Case(NamedTuple):
     networks: int
     snapshots: bool
     batch_size: int | None
+    pairs: int = 200
 
 
 CASES = {
     "breast_cancer": Case(
         BreastCancer, Collector(runs=100, epochs=50, snapshots=EverySnapshot(4, 10)), 250, True, None
     ),
-    "mnist_10": Case(partial(MNIST, [784, 10, 10]), Collector(runs=50, epochs=20), 50, False, 512),
-    "mnist_32_32": Case(partial(MNIST, [784, 32, 32, 10]), Collector(runs=50, epochs=20), 50, False, 512),
+    "mnist_10": Case(partial(MNIST, [784, 10, 10]), Collector(runs=50, epochs=20), 50, False, 512, 50),
+    "mnist_32_32": Case(partial(MNIST, [784, 32, 32, 10]), Collector(runs=50, epochs=20), 50, False, 512, 50),
 }
 
 
@@ -80,7 +82,7 @@ def measure(
     zoo = Zoo.open(path)
     rows = (draw_snapshots if case.snapshots else draw_finals)(zoo, case.networks, seed)
     run = zoo.run[rows]
-    lines = Lines(case.task(), zoo.rows(rows), run, batch_size=case.batch_size, seed=seed)
+    lines = Lines(case.task(), zoo.rows(rows), run, pairs=case.pairs, batch_size=case.batch_size, seed=seed)
     targets: list[Target] = [OneNetwork(final_of(zoo, int(run[0]))), Center(), EachOther()]
     results = [lines.measure()]
     for aligner in chosen:
@@ -91,10 +93,11 @@ def measure(
     return results, origin | {"seed": seed, "batch_size": case.batch_size, "reference": int(run[0])}
 
 
-def best(results: list[Connectivity]) -> list[Connectivity]:
-    """The networks as they are, and of each target the result with the lowest barrier."""
-    targets = dict.fromkeys(result.target for result in results)
-    return [min((r for r in results if r.target == target), key=lambda r: r.barriers.mean) for target in targets]
+def shown(results: list[Connectivity]) -> list[Connectivity]:
+    """What the small figures show: networks as they are, the first aligner, and the best to one network."""
+    alone = [result for result in results if result.target == OneNetwork.name]
+    best = min(alone, key=lambda result: result.barriers.mean)
+    return list(dict.fromkeys([*results[:3], best]))
 
 
 def main() -> None:
@@ -107,9 +110,9 @@ def main() -> None:
     for name in args.cases or CASES:
         results, origin = measure(CASES[name], args.zoos / name, aligners())
         folder = write(args.output / name, results, origin)
-        shown = best(results)
-        save(barrier_matrices({result.label: result.barriers for result in shown}), folder / "best-matrices.png")
-        save(path_curves({result.label: result.paths for result in shown}), folder / "best-curves.png")
+        few = shown(results)
+        save(barrier_matrices({result.label: result.barriers for result in few}), folder / "few-matrices.png")
+        save(path_curves({result.label: result.paths for result in few}), folder / "few-curves.png")
         Console(width=TABLE_WIDTH).print(name, render(results, "test"))
 
 

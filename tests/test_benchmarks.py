@@ -106,38 +106,6 @@ def test_every_aligner_is_measured_to_every_target(tmp_path: Path) -> None:
     assert len(results) == 1 + 2 * (len(targets) - 1) == 7
     assert len({result.label for result in results}) == len(results)
     assert (origin["networks"], origin["runs"]) == (5, 3)
-    shown = barrier.best(results)
-    assert [result.target for result in shown] == list(targets)
-    assert shown[0] is results[0]
-    assert all(one.barriers.mean <= r.barriers.mean for one in shown for r in results if r.target == one.target)
-
-
-def test_alignment_together_finds_what_the_plain_loops_find(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import align_case
-
-    monkeypatch.setattr(sys, "argv", ["align_case.py", "snapshots", "--count", "40"])
-    align_case.main()
-    numbers = json.loads(capsys.readouterr().out)
-    loop, same = (numbers[name] for name in ("plain loop", "plain loop, same search"))
-    assert min(row["processor_seconds"] for row in (numbers, loop, same)) > 0
-    assert numbers["similarity"] == pytest.approx(same["similarity"], rel=0.01)
-    assert numbers["similarity"] > 0.99 * loop["similarity"]
-
-
-def test_alignment_of_convolutional_networks_is_measured(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import align
-    import align_case
-    from architectures import IMAGE, resnet20
-
-    monkeypatch.setitem(align_case.NETWORKS, "resnet18", (partial(resnet20, (4, 5, 6)), IMAGE))
-    for case in set(align.COUNTS) - {"snapshots"}:
-        monkeypatch.setattr(sys, "argv", ["align_case.py", case, "--count", "3"])
-        align_case.main()
-        numbers = json.loads(capsys.readouterr().out)
-        assert numbers["permuted copies"]["recovered"] == 3
-        assert numbers["permuted copies"]["descents"] == 1
-        assert 0.01 < numbers["imports_gigabytes"] <= numbers["before_gigabytes"] <= numbers["peak_gigabytes"]
+    few = barrier.shown(results)
+    assert few[:3] == results[:3]
+    assert min((r for r in results if r.target == "one network"), key=lambda r: r.barriers.mean) in few

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from wsflow.alignment import ActivationMatching, SinkhornRebasin, WeightMatching, ZooCenter
+from wsflow.alignment import ActivationMatching, MidObjective, SinkhornRebasin, WeightMatching, ZooCenter
 from wsflow.alignment.barrier import barriers
 from wsflow.cli import main
 from wsflow.commands.barrier import draw_finals, draw_snapshots
@@ -140,8 +140,10 @@ def test_names_tell_what_is_not_a_default():
     assert name(WeightMatching(restarts=3)) == "WeightMatching(restarts=3)"
     assert name(ZooCenter(WeightMatching(seed=1), rounds=2)) == "ZooCenter(WeightMatching(seed=1), rounds=2)"
     matching = ActivationMatching(torch.zeros(4, 2), points=3)
-    assert name(matching) == "ActivationMatching(inputs of shape (4, 2), points=3)"
+    assert name(matching) == "ActivationMatching(inputs=(4, 2) numbers, points=3)"
+    assert name(SinkhornRebasin()) == "SinkhornRebasin(L2Objective)"
     assert name(SinkhornRebasin(start=WeightMatching())) == "SinkhornRebasin(L2Objective, start=WeightMatching)"
+    assert name(SinkhornRebasin(MidObjective(), iterations=3)) == "SinkhornRebasin(MidObjective, iterations=3)"
 
 
 def test_every_aligner_can_be_named(barrier):
@@ -149,7 +151,7 @@ def test_every_aligner_can_be_named(barrier):
     written, _ = barrier("--aligner=ActivationMatching", *objective, "--n=4", "--pairs=2", "--points=3")
     names = [row["aligner"] for row in written["results"]]
     assert names[1] == "ActivationMatching"
-    assert names[2].startswith("SinkhornRebasin(MidObjective")
+    assert names[2] == "SinkhornRebasin(MidObjective, iterations=3)"
 
 
 @pytest.mark.parametrize(

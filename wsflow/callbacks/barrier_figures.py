@@ -31,7 +31,7 @@ def barrier_matrices(results: Mapping[str, Barriers]) -> Figure:
     """
     if not results:
         raise ValueError("there are no barriers to draw")
-    columns = min(COLUMNS, len(results))
+    columns = 2 if len(results) == 4 else min(COLUMNS, len(results))
     rows = -(-len(results) // columns)
     figure = Figure(figsize=(3.4 * columns + 0.6, 3.5 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()

@@ -72,7 +72,7 @@ def render(results: Sequence[Connectivity], split: str) -> Table:
     )
     table.add_column("aligner", overflow="fold")
     table.add_column("aligned to", no_wrap=True)
-    headings = ["midpoint\nbarrier", "cut", "largest", "barrier\non the line", "loss\nmidpoint"]
+    headings = ["barrier\nmidpoint", "cut", "largest", "barrier\nline", "loss\nmidpoint"]
     for heading in [*headings, *(["accuracy\nmidpoint"] if has_accuracy else []), "aligning\nseconds"]:
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
@@ -98,9 +98,9 @@ def _title(before: Connectivity, split: str) -> str:
 
 def _caption(before: Connectivity) -> str:
     lines = (
-        "midpoint barrier: loss half-way minus the mean loss of both networks, over "
+        "barrier, midpoint: loss half-way minus the mean loss of both networks, over "
         f"{len(before.barriers.values)} pairs of different runs; ±: standard error over runs (jackknife)",
-        f"barrier on the line: the largest rise above the chord, over {len(before.paths.barrier)} pairs and "
+        f"barrier, line: the largest rise above the chord, over {len(before.paths.barrier)} pairs and "
         f"{len(before.paths.t)} points",
     )
     return "\n".join(lines)

@@ -26,6 +26,9 @@ from wsflow.weightspace import Objective
 PROBE = 16
 """Inputs on which an aligned network must compute what it computed before."""
 
+PARTS = (Aligner, RebasinObjective)
+"""What has a name of its own in the name of an aligner."""
+
 
 class Matcher:
     """Brings networks near others without changing their functions, and adds up what that takes.
@@ -199,14 +202,21 @@ class Lines:
 
 
 def name(thing: object) -> str:
-    """Class of an aligner, or of what an aligner is made of, with the arguments that are not its defaults."""
-    words = []
-    for place, (key, parameter) in enumerate(inspect.signature(type(thing)).parameters.items()):
-        value = getattr(thing, key, parameter.default)
-        if isinstance(value, Tensor):
-            words.append(f"{key} of shape {tuple(value.shape)}")
-        elif isinstance(value, Aligner | RebasinObjective):
-            words.append(name(value) if place == 0 else f"{key}={name(value)}")
-        elif value != parameter.default:
-            words.append(f"{key}={value}")
-    return f"{type(thing).__name__}({', '.join(words)})" if words else type(thing).__name__
+    """Class of an aligner, or of what an aligner is made of, with the arguments that it does not choose by itself."""
+    kind = type(thing)
+    parameters = inspect.signature(kind).parameters
+    shown = {key: getattr(thing, key) for key, found in parameters.items() if found.default is found.empty}
+    for place, key in enumerate(parameters):
+        value = getattr(thing, key)
+        if (place == 0 and isinstance(value, PARTS)) or _text(getattr(kind(**shown), key)) != _text(value):
+            shown[key] = value
+    words = [
+        _text(v) if isinstance(v, PARTS) and not i else f"{k}={_text(v)}" for i, (k, v) in enumerate(shown.items())
+    ]
+    return f"{kind.__name__}({', '.join(words)})" if words else kind.__name__
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} numbers"
+    return name(value) if isinstance(value, PARTS) else str(value)
