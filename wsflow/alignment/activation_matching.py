@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from wsflow.alignment.activations import Features, Readers
-from wsflow.alignment.base import Aligner
+from wsflow.alignment.base import Aligner, check_networks
 from wsflow.alignment.relaxation import best_permutations
-from wsflow.alignment.sinkhorn import check_networks
 from wsflow.weightspace import Objective, WeightSpace, batch_statistics
 
 MEMORY = 128 * 2**20

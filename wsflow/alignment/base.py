@@ -90,6 +90,24 @@ def _inner(first: Tensor, second: Tensor) -> Tensor:
     return first @ second if second.ndim == 1 else (first * second).sum(-1)
 
 
+def check_networks(space: WeightSpace, theta: Tensor, reference: Tensor) -> None:
+    """Raise ValueError unless these are networks (B, D) and a reference (D,) or (B, D), or extended, all finite."""
+    space.check(theta)
+    space.check(reference)
+    if theta.ndim != 2 or reference.shape[:-1] not in ((), theta.shape[:-1]):
+        raise ValueError(
+            f"an aligner takes networks (B, {space.dim}) and a reference ({space.dim},) or one per network; "
+            f"got {tuple(theta.shape)} and {tuple(reference.shape)}"
+        )
+    for what, value in (("network", theta), ("reference", reference.reshape(-1, reference.shape[-1]))):
+        if bool(value[:, : space.dim].sum(1).isfinite().all()):
+            continue  # one that is not finite shows in the sum
+        wrong = ~value[:, : space.dim].isfinite().all(1)
+        if bool(wrong.any()):
+            first = int(wrong.nonzero()[0])
+            raise ValueError(f"{what} {first} has weights that are not finite ({int(wrong.sum())} in all)")
+
+
 def check_same_functions(
     space: WeightSpace,
     theta: Tensor,

@@ -28,7 +28,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from wsflow.alignment.base import Aligner
+from wsflow.alignment.base import Aligner, check_networks
 from wsflow.alignment.rebasin_objectives import L2Objective, RebasinObjective
 from wsflow.alignment.relaxation import best_permutations, join, leaf_shapes
 from wsflow.alignment.search import Problem, Search
@@ -147,7 +147,8 @@ class SinkhornRebasin(Aligner):
         """
         if self.objective.needs_loss and objective is None:
             raise ValueError(f"{type(self.objective).__name__} needs a loss: give align() an objective on train data")
-        theta, reference = check_networks(space, theta, reference)
+        check_networks(space, theta, reference)
+        theta, reference = theta.detach()[:, : space.dim], reference.detach()[..., : space.dim].to(theta)
         reference, rows, parts = reference.expand_as(theta), self._rows(space), []
         for i in range(0, max(1, len(theta)), rows):
             problem = Problem(space, theta[i : i + rows], reference[i : i + rows], self.objective, objective, self.seed)
@@ -194,25 +195,3 @@ class SinkhornRebasin(Aligner):
             search.drop(search.moved(matrices) < STILL)
             if len(search.rows) == 0:
                 return
-
-
-def check_networks(space: WeightSpace, theta: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Plain networks (B, D) and their references (D,) or (B, D), of one dtype, on one device.
-
-    Raises:
-        ValueError: where shapes do not fit or a weight is not finite.
-    """
-    space.check(theta)
-    space.check(reference)
-    if theta.ndim != 2 or reference.shape[:-1] not in ((), theta.shape[:-1]):
-        raise ValueError(
-            f"an aligner takes networks (B, {space.dim}) and a reference ({space.dim},) or one per network; "
-            f"got {tuple(theta.shape)} and {tuple(reference.shape)}"
-        )
-    theta, reference = theta.detach()[:, : space.dim], reference.detach()[..., : space.dim].to(theta)
-    for what, value in (("network", theta), ("reference", reference.reshape(-1, space.dim))):
-        wrong = ~value.isfinite().all(1)
-        if bool(wrong.any()):
-            first = int(wrong.nonzero()[0])
-            raise ValueError(f"{what} {first} has weights that are not finite ({int(wrong.sum())} in all)")
-    return theta, reference

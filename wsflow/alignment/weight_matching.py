@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wsflow.alignment.base import Aligner, similarity
+from wsflow.alignment.base import Aligner, check_networks, similarity
 from wsflow.alignment.descent import Descent, Plan
 from wsflow.weightspace import Objective, WeightSpace
 from wsflow.weightspace.symmetry import random_permutations
@@ -87,7 +87,7 @@ class WeightMatching(Aligner):
         Raises:
             ValueError: as :meth:`Aligner.align` does.
         """
-        _check(space, theta, reference)
+        check_networks(space, theta, reference)
         theta, reference = theta[:, : space.dim], reference[..., : space.dim].to(theta.device)
         plan, rows, parts = Plan(space), max(1, ELEMENTS // space.dim), []
         for i in range(0, max(1, len(theta)), rows):
@@ -151,20 +151,3 @@ class _Search:
 def _norm(theta: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(theta, dim=-1, dtype=torch.float64)
     return norm
-
-
-def _check(space: WeightSpace, theta: Tensor, reference: Tensor) -> None:
-    space.check(theta)
-    space.check(reference)
-    if theta.ndim != 2 or reference.shape[:-1] not in ((), theta.shape[:-1]):
-        raise ValueError(
-            f"weight matching takes networks (B, {space.dim}) and a reference ({space.dim},) or one per network; "
-            f"got {tuple(theta.shape)} and {tuple(reference.shape)}"
-        )
-    for what, value in (("network", theta), ("reference", reference.reshape(-1, reference.shape[-1]))):
-        if bool(value[:, : space.dim].sum(1).isfinite().all()):
-            continue  # one that is not finite shows in the sum
-        wrong = ~value[:, : space.dim].isfinite().all(1)
-        if bool(wrong.any()):
-            first = int(wrong.nonzero()[0])
-            raise ValueError(f"{what} {first} has weights that are not finite ({int(wrong.sum())} in all)")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wsflow.alignment import Aligner
 from wsflow.tasks.base import BaseTask
-from wsflow.weightspace import ZooBatch
+from wsflow.weightspace import Objective, ZooBatch
 from wsflow.weightspace.symmetry import random_permutations
 from wsflow.zoo.align import align_zoo
 from wsflow.zoo.collect import Collector
@@ -25,6 +25,9 @@ from wsflow.zoo.write import MANIFEST
 
 PROBES = 16
 """Inputs on which aligned networks are compared with the networks they were."""
+
+POINTS = 1024
+"""Train data points that a loss looks at in one step of an alignment."""
 
 
 class ZooDataModule(LightningDataModule):
@@ -190,9 +193,14 @@ class ZooDataModule(LightningDataModule):
     def _permutations(self) -> list[Tensor] | None:
         if self.aligner is not None and self._perms is None:
             train = self.runs["train"].tolist()
-            objective = self.task.objective("train") if self.task.has_data else None
+            objective = self._loss() if self.task.has_data else None
             self._perms = align_zoo(self.zoo, self.aligner, train, self.task.probe(PROBES), objective)
         return self._perms
+
+    def _loss(self) -> Objective:
+        """The loss that aligners may look at: on train data, in mini-batches where there are many points."""
+        many = len(self.task.data("train")[0]) > POINTS
+        return self.task.objective("train", POINTS if many else None)
 
     def _batch(self, rows: Tensor) -> ZooBatch:
         run = self.zoo.run[rows]
