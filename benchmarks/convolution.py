@@ -48,7 +48,7 @@ def train_plainly(task: BaseTask, start: Tensor, runs: range, steps: int) -> Ten
         batches = torch.split(DataOrder(len(inputs), 0, [run]).epoch()[0], BATCH)
         for index in batches[:steps]:
             optimizer.zero_grad()
-            F.cross_entropy(network(inputs[index]), targets[index]).backward()
+            torch.autograd.backward(F.cross_entropy(network(inputs[index]), targets[index]))
             optimizer.step()
         trained.append(task.space.flatten(network.state_dict()))
     return torch.stack(trained)
