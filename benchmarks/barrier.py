@@ -1,13 +1,13 @@
 """How far each aligner lowers the loss on the lines between trained networks (the thesis's Figure 7.2).
 
-Three zoos are collected where they are absent, by one thread in a few minutes each: breast cancer 30-16-16-2 by the
+Four zoos are collected where they are absent, by one thread in a few minutes each: breast cancer 30-16-16-2 by the
 thesis's recipe (100 runs, Adam, 50 epochs, a snapshot every four steps after the first ten epochs, starts N(0, 0.1)),
-and MNIST 784-10-10 and 784-32-32-10 (20 epochs; the last snapshots of 30 of 50 runs).  Aligners see train data alone;
-losses are those of the test data.  Every aligner brings the networks near one of them, near the zoo's centre, and each
-pair near each other.
+and MNIST 784-10-10 and 784-32-32-10 (20 epochs; the last snapshots of 30 of 50 runs).  A fourth has 784-32-32-10 start
+as PyTorch starts it, with smaller weights (5 epochs, 30 runs).  Aligners see train data alone; losses are those of the
+test data.  Every aligner brings the networks near one of them, near the zoo's centre, and each pair near each other.
 
-Usage: ``python benchmarks/barrier.py [breast_cancer] [mnist_10] [mnist_32_32] [--zoos zoos/barrier]
-[--output runs/benchmarks/barrier]``; MNIST is looked for in WSFLOW_DATA, or ``data``.
+Usage: ``python benchmarks/barrier.py [breast_cancer] [mnist_10] [mnist_32_32] [mnist_small_starts]
+[--zoos zoos/barrier] [--output runs/benchmarks/barrier]``; MNIST is looked for in WSFLOW_DATA, or ``data``.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from wsflow.commands.barrier import draw_finals, draw_snapshots, final_of
 from wsflow.commands.barrier_report import TABLE_WIDTH, render, write
 from wsflow.commands.connectivity import Center, Connectivity, EachOther, Lines, OneNetwork, Target
 from wsflow.tasks import MNIST, BaseTask, BreastCancer
+from wsflow.weightspace import NetworkInitializer
 from wsflow.zoo import Collector, EverySnapshot, Zoo
 
 
@@ -65,6 +66,14 @@ CASES = {
     ),
     "mnist_10": Case(partial(MNIST, [784, 10, 10]), Collector(runs=50, epochs=20), 30, False, 512, 50),
     "mnist_32_32": Case(partial(MNIST, [784, 32, 32, 10]), Collector(runs=50, epochs=20), 30, False, 512, 50),
+    "mnist_small_starts": Case(
+        partial(MNIST, [784, 32, 32, 10]),
+        Collector(runs=30, epochs=5, initializer=NetworkInitializer()),
+        30,
+        False,
+        512,
+        50,
+    ),
 }
 
 
