@@ -14,7 +14,7 @@ import pytest
 import wsflow
 
 ROOT = Path(wsflow.__file__).parent
-MATHEMATICS = ["weightspace", "geometry", "alignment", "flow", "fields"]
+MATHEMATICS = ["weightspace", "geometry", "alignment", "flow", "fields", "losses"]
 
 # Ground floor first.  A room may import what stands beside it, and itself.
 ROOMS: dict[str, set[str]] = {
@@ -23,6 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "alignment": {"weightspace", "description"},
     "flow": {"weightspace", "geometry", "alignment"},  # alignment: the permutation-aware coupling
     "fields": {"weightspace", "geometry"},
+    "losses": {"weightspace", "geometry", "fields"},
     "description": set(),
     "tasks": {"weightspace", "description"},
     "zoo": {"weightspace", "alignment", "tasks", "description"},

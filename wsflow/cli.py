@@ -41,6 +41,7 @@ from wsflow import (
     fields,
     flow,
     geometry,
+    losses,
     optim,
     schedule,
     tasks,
@@ -53,7 +54,7 @@ from wsflow.zoo import ZooDataModule, parse_share, share_from_environment
 from wsflow.zoo import commands as zoo_commands
 from wsflow.zoo.write import MANIFEST
 
-PLUGINS = (alignment, callbacks, fields, flow, geometry, optim, schedule, tasks, weightspace)
+PLUGINS = (alignment, callbacks, fields, flow, geometry, losses, optim, schedule, tasks, weightspace)
 """What configs can name without a package: jsonargparse finds the classes that have been imported."""
 
 NOISE = re.compile(

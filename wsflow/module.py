@@ -54,6 +54,7 @@ from wsflow.flow import (
     sample_prior,
 )
 from wsflow.geometry import Euclidean, Geometry
+from wsflow.losses import FunctionalTerm
 from wsflow.schedule import WarmupCosine
 from wsflow.weightspace import WeightSpace, ZooBatch
 
@@ -76,6 +77,8 @@ class FlowMatchingModule(LightningModule):
         time: Law of training times; BetaTime (1, 2) by default.
         path: Law of the states between the ends; GeodesicPath without noise by default.
         parametrization: What the field's output means; Velocity by default.
+        functional: Adds the base task's train loss of the predicted networks to what training minimises; none by
+            default.
         optimizer: Makes the optimizer from the parameters; Adam at 2e-3 by default.
         scheduler: Makes the learning rate schedule from the optimizer and the number of training steps.
         validation_draws: Times that each validation network is drawn for the validation loss.
@@ -97,6 +100,7 @@ class FlowMatchingModule(LightningModule):
         time: TimeLaw | None = None,
         path: ProbabilityPath | None = None,
         parametrization: Parametrization | None = None,
+        functional: FunctionalTerm | None = None,
         optimizer: OptimizerCallable = lambda parameters: Adam(parameters, lr=2e-3),
         scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
         validation_draws: int = 4,
@@ -116,6 +120,7 @@ class FlowMatchingModule(LightningModule):
         self.time = time or BetaTime()
         self.path = path or GeodesicPath()
         self.parametrization = parametrization or Velocity()
+        self.functional = functional
         self.optimizer, self.scheduler = optimizer, scheduler
         self.validation_draws, self.seed = validation_draws, seed
         self.sampler, self.sample_seed = Sampler(), 0  # of predict_step; how to sample is no part of a checkpoint
@@ -132,9 +137,21 @@ class FlowMatchingModule(LightningModule):
     def loss(self, batch: ZooBatch, generator: torch.Generator) -> Tensor:
         """Flow matching loss of each network of a batch, (B,), per coordinate."""
         sample = self.draw(batch, generator)
+        return self._flow_loss(sample, self.field(sample.x_t, sample.t, batch.label))
+
+    def training_loss(self, batch: ZooBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean that training minimises, and its parts without gradient, by name; ``flow_loss`` is one of them."""
+        sample = self.draw(batch, generator)
         output = self.field(sample.x_t, sample.t, batch.label)
-        residual = self.parametrization.residual(output, self.geometry, sample)
-        return self.geometry.inner(sample.x_t, residual, residual) / self.geometry.dim
+        loss = self._flow_loss(sample, output).mean()
+        parts = {"flow_loss": loss.detach()}
+        if self.functional is not None:
+            end = self.parametrization.endpoint(output, self.geometry, sample.x_t, sample.t)
+            theta = self.geometry.decode(self.geometry.finish(end))
+            functional = self.functional(theta, sample.t, generator).mean()
+            loss = loss + self.functional.weight * functional
+            parts["functional_loss"] = functional.detach()
+        return loss, parts
 
     def velocity(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """Velocity (B, dim) of the flow at states ``x`` (B, dim) and times ``t`` (B,)."""
@@ -183,7 +200,8 @@ class FlowMatchingModule(LightningModule):
         """
         generator = self._generator(CALIBRATION)
         # In small parts: a coupling may cost the square of its batch.
-        parts = [self.draw(_rows(batch, i), generator) for i in range(0, len(batch.x1), CALIBRATION_BATCH)]
+        cuts = [slice(i, i + CALIBRATION_BATCH) for i in range(0, len(batch.x1), CALIBRATION_BATCH)]
+        parts = [self.draw(batch.rows(cut), generator) for cut in cuts]
         states = torch.cat([part.x_t for part in parts])
         targets = torch.cat([self.parametrization.target(self.geometry, part) for part in parts])
         self.field.calibrate(states, targets)
@@ -191,8 +209,10 @@ class FlowMatchingModule(LightningModule):
         self._compare_with_prior(torch.cat([part.x0 for part in parts]), generator)
 
     def setup(self, stage: str) -> None:
-        """Let a prior of the zoo's starts know the training runs' starts."""
+        """Let a prior of the zoo's starts know the training runs' starts, and a functional term the base task."""
         data = getattr(self._trainer, "datamodule", None)
+        if stage == TrainerFn.FITTING and self.functional is not None:
+            self.functional.attach(getattr(data, "task", None))
         if isinstance(self.prior, StartsPrior) and self.prior.starts is None and data is not None:
             self.prior.attach(data.networks("train").start)
 
@@ -200,7 +220,7 @@ class FlowMatchingModule(LightningModule):
         """Calibrate the field once, on networks that the data module gives; the same on every rank."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if not self.calibrated and hasattr(data, "calibration"):
-            self.calibrate(_place(data.calibration(CALIBRATION_NETWORKS), self.device))
+            self.calibrate(data.calibration(CALIBRATION_NETWORKS).to(self.device))
 
     def on_train_start(self) -> None:
         """Let a resumed training go on with the batch that comes next.
@@ -214,9 +234,11 @@ class FlowMatchingModule(LightningModule):
         self._loader_state = None
 
     def training_step(self, batch: ZooBatch, batch_idx: int) -> Tensor:
-        """Mean loss of a batch."""
-        loss = self.loss(batch, self._generator(TRAINING, self.current_epoch, batch_idx, self.global_rank)).mean()
-        self.log("train/flow_loss", loss, prog_bar=True, batch_size=len(batch.x1))
+        """What training minimises, for one batch; its parts are logged as ``train/...``."""
+        generator = self._generator(TRAINING, self.current_epoch, batch_idx, self.global_rank)
+        loss, parts = self.training_loss(batch, generator)
+        self.log("train/flow_loss", parts.pop("flow_loss"), prog_bar=True, batch_size=len(batch.x1))
+        self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(batch.x1))
         return loss
 
     def validation_step(self, batch: ZooBatch, batch_idx: int) -> None:
@@ -285,6 +307,10 @@ class FlowMatchingModule(LightningModule):
             first = " ".join(str(error).split()[:40])
             raise ValueError(f"the checkpoint's weights do not fit this model's field: {first} ...") from error
 
+    def _flow_loss(self, sample: PathSample, output: Tensor) -> Tensor:
+        residual = self.parametrization.residual(output, self.geometry, sample)
+        return self.geometry.inner(sample.x_t, residual, residual) / self.geometry.dim
+
     def _evaluation_step(self, name: str, batch: ZooBatch, batch_idx: int) -> None:
         generator = self._generator(VALIDATION, batch_idx, self.global_rank)
         loss = torch.stack([self.loss(batch, generator) for _ in range(self.validation_draws)]).mean()
@@ -336,18 +362,6 @@ class FlowMatchingModule(LightningModule):
 def fingerprints(theta: Tensor) -> list[str]:
     """A hash of each network's weights (n, D)."""
     return [hashlib.blake2b(row.numpy().tobytes(), digest_size=8).hexdigest() for row in theta.float().cpu()]
-
-
-def _rows(batch: ZooBatch, start: int) -> ZooBatch:
-    """``CALIBRATION_BATCH`` networks from ``start`` on."""
-    rows = slice(start, start + CALIBRATION_BATCH)
-    first, label = (None if value is None else value[rows] for value in (batch.start, batch.label))
-    return ZooBatch(batch.x1[rows], first, batch.run[rows], label)
-
-
-def _place(batch: ZooBatch, device: torch.device) -> ZooBatch:
-    start, label = (None if value is None else value.to(device) for value in (batch.start, batch.label))
-    return ZooBatch(batch.x1.to(device), start, batch.run.to(device), label)
 
 
 def _name(description: Any) -> str:

@@ -14,6 +14,8 @@ average of all predictions, which is far too narrow.  And the loss is taken in t
 
 *Velocity prediction.*  :math:`v = P_{x_t} f` and :math:`L = \lVert v - u_t \rVert^2`.
 
+Either output predicts an endpoint: :math:`\hat x_1 = \exp_{x_t}(w)`, or :math:`\exp_{x_t}((1 - t) v)`.
+
 The squared norm of a residual is a plain sum of squares over coordinates for every geometry of wsflow.
 """
 
@@ -70,6 +72,20 @@ class Parametrization(ABC):
             (B, dim), tangent at ``x``.
         """
 
+    def endpoint(self, output: Tensor, geometry: Geometry, x: Tensor, t: Tensor) -> Tensor:
+        """The state at t = 1 that the output predicts: where the velocity leads if it is kept to.
+
+        Args:
+            output: (B, dim), the field's output at ``x`` and ``t``.
+            geometry: The space the flow lives in.
+            x: (B, dim), states.
+            t: (B,), times.
+
+        Returns:
+            (B, dim); on spheres a point of the geometry, for ``Normalized`` one of the flat space around it.
+        """
+        return geometry.exp(x, (1 - t)[:, None] * self.velocity(output, geometry, x, t))
+
     @abstractmethod
     def residual(self, output: Tensor, geometry: Geometry, sample: ConditionalSample) -> Tensor:
         """(B, dim), tangent at ``sample.x_t``; its squared norm is the loss."""
@@ -95,6 +111,10 @@ class Endpoint(Parametrization):
     def velocity(self, output: Tensor, geometry: Geometry, x: Tensor, t: Tensor) -> Tensor:
         """(B, dim), the step to the predicted endpoint over the time that is left."""
         return self._step(output, geometry, x) / (1 - t)[:, None]
+
+    def endpoint(self, output: Tensor, geometry: Geometry, x: Tensor, t: Tensor) -> Tensor:
+        """(B, dim), where the predicted step leads; with no division by the time that is left."""
+        return geometry.exp(x, self._step(output, geometry, x))
 
     def residual(self, output: Tensor, geometry: Geometry, sample: ConditionalSample) -> Tensor:
         """(B, dim), predicted minus true step to the endpoint."""

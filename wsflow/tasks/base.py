@@ -206,18 +206,18 @@ class BaseTask(ABC):
         """Scores that follow from the means over data points, each (B,); none by default."""
         return {}
 
-    def objective(self, split: str = "train", batch_size: int | None = None) -> Objective:
+    def objective(self, split: str = "train", batch_size: int | None = None, shared: bool = True) -> Objective:
         """The loss on a split as a function of weights.
 
         Args:
             split: ``train``, ``val`` or ``test``.
-            batch_size: Data points drawn with the objective's generator at each call, shared by all networks; None
-                for the whole split.
+            batch_size: Data points drawn with the objective's generator at each call; None for the whole split.
+            shared: Whether all networks see the same data points; otherwise each draws its own, with replacement.
 
         Raises:
             ValueError: for an unknown split, a task without data or a batch larger than the split.
         """
-        return TaskObjective(self, split, batch_size)
+        return TaskObjective(self, split, batch_size, shared)
 
     @cached_property
     def _data(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -257,13 +257,17 @@ class BaseTask(ABC):
 
 
 class TaskObjective(Objective):
-    """A task's loss on a split; made by :meth:`BaseTask.objective`."""
+    """A task's loss on a split; made by :meth:`BaseTask.objective`.
 
-    def __init__(self, task: BaseTask, split: str, batch_size: int | None) -> None:
-        self.task, self.split, self.batch_size = task, split, batch_size
+    The split moves to the device of the weights once and stays there.
+    """
+
+    def __init__(self, task: BaseTask, split: str, batch_size: int | None, shared: bool = True) -> None:
+        self.task, self.split, self.batch_size, self.shared = task, split, batch_size, shared
         count = len(task.data(split)[0])
         if batch_size is not None and not 1 <= batch_size <= count:
             raise ValueError(f"batch_size {batch_size} does not fit the {count} data points of split {split!r}")
+        self._placed = task.data(split)
 
     @property
     def inputs(self) -> Tensor:
@@ -272,9 +276,22 @@ class TaskObjective(Objective):
 
     def __call__(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Loss of each network, (B,)."""
-        inputs, targets = self.task.data(self.split)
+        inputs, targets = self._at(theta.device)
+        per_network = self.batch_size is not None and not self.shared
         if self.batch_size is not None:
-            index = torch.randperm(len(inputs), generator=generator)[: self.batch_size]
+            index = self._draw(len(theta), len(inputs), self.batch_size, generator).to(theta.device)
             inputs, targets = inputs[index], targets[index]
-        logits = self.task.space.forward(self.task.with_statistics(theta), inputs.to(theta))
-        return self.task.loss(logits, targets.to(theta.device))
+        logits = self.task.space.forward(self.task.with_statistics(theta), inputs.to(theta), per_network)
+        return self.task.loss(logits, targets)
+
+    def _draw(self, networks: int, points: int, size: int, generator: torch.Generator | None) -> Tensor:
+        """Indices of data points, (size,) or, where each network has its own, (B, size)."""
+        if self.shared:
+            return torch.randperm(points, generator=generator)[:size]
+        return torch.randint(points, (networks, size), generator=generator)
+
+    def _at(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if self._placed[0].device != device:
+            inputs, targets = self._placed
+            self._placed = inputs.to(device), targets.to(device)
+        return self._placed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -21,3 +22,11 @@ class ZooBatch(NamedTuple):
     start: Tensor | None
     run: Tensor
     label: Tensor | None = None
+
+    def rows(self, index: slice) -> ZooBatch:
+        """Some of the networks."""
+        return ZooBatch._make(None if value is None else value[index] for value in self)
+
+    def to(self, device: torch.device) -> ZooBatch:
+        """The batch on a device."""
+        return ZooBatch._make(None if value is None else value.to(device) for value in self)
