@@ -68,7 +68,7 @@ class Networks(LightningDataModule):
         return self.batch
 
     def train_dataloader(self) -> DataLoader:
-        x1, start, run, _ = self.batch
+        x1, start, run, *_ = self.batch
         return DataLoader(range(self.n), batch_size=8, collate_fn=lambda i: ZooBatch(x1[i], start[i], run[i]))
 
     val_dataloader = train_dataloader

@@ -253,3 +253,31 @@ def test_a_resumed_fit_sees_the_same_batches(task, zoo_path, tmp_path, step):
 def test_validation_sees_validation_runs(task, zoo_path):
     module, trainer = fit(task, zoo_path)
     assert module.val_runs == 4 * trainer.datamodule.runs["val"].tolist()
+
+
+@pytest.mark.parametrize("change", [{}, {"permute": True}, {"aligner": WeightMatching()}], ids=["", "permute", "align"])
+def test_earlier_snapshots_go_with_their_network(task, zoo_path, change):
+    data = make(task, zoo_path, snapshots=True, **change)
+    zoo, checked = data.zoo, 0
+    for batch in data.train_dataloader():
+        assert batch.path.shape == (3, 2, task.space.dim)
+        torch.testing.assert_close(batch.path_times, torch.tensor([[2 / 6, 4 / 6]]).expand(3, 2))
+        for x1, path, run in zip(batch.x1, batch.path, batch.run, strict=True):
+            rows = (zoo.run == run).nonzero()[:, 0]
+            stored = zoo.theta[rows[zoo.step[rows].argsort()]]
+            inputs = torch.randn(5, 4)
+            functions = task.space.forward(torch.stack([*path, x1]), inputs)
+            torch.testing.assert_close(functions, task.space.forward(stored, inputs))
+            # One permutation for all: distances along the way are those of the zoo.
+            torch.testing.assert_close((path - x1).norm(dim=1), (stored[:2] - stored[2]).norm(dim=1))
+            checked += 1
+    assert checked == 6
+    assert make(task, zoo_path).networks("train").path is None
+
+
+def test_earlier_snapshots_that_are_not_there(task, tmp_path, zoo_path):
+    Collector(runs=10, epochs=1, batch_size=16).collect(task, tmp_path / "final", progress=False)
+    with pytest.raises(ZooError, match="keeps 1 to 1 snapshots per run"):
+        make(task, tmp_path / "final", snapshots=True).networks("train")
+    with pytest.raises(ValueError, match="needs final_only=True"):
+        make(task, zoo_path, snapshots=True, final_only=False)

@@ -16,12 +16,16 @@ class ZooBatch(NamedTuple):
         start: (B, D), the initial weights of each network's run, or None where the zoo has none.
         run: (B,), the run each network comes from.
         label: (B, K), what a conditional flow is told of each network, or None.
+        path: (B, S, D), earlier snapshots of each network's run, in order, or None where they are not asked for.
+        path_times: (B, S), when they were taken, as ascending parts of the run in (0, 1).
     """
 
     x1: Tensor
     start: Tensor | None
     run: Tensor
     label: Tensor | None = None
+    path: Tensor | None = None
+    path_times: Tensor | None = None
 
     def rows(self, index: slice) -> ZooBatch:
         """Some of the networks."""

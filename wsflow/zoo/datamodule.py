@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,9 +52,11 @@ class ZooDataModule(LightningDataModule):
         permute: Whether every network of a train batch gets random permutations, as augmentation.
         seed: Of the order of batches and of random permutations.
         passes: How often an epoch goes through the train networks; more make epochs of a small zoo longer.
+        snapshots: Whether batches also hold the earlier snapshots of each network's run, permuted with it; a snapshot
+            of step k in a run of K steps was taken at k / K.
 
     Raises:
-        ValueError: unless batch size and passes are positive.
+        ValueError: unless batch size and passes are positive, and for earlier snapshots of others than final ones.
     """
 
     def __init__(
@@ -69,13 +72,16 @@ class ZooDataModule(LightningDataModule):
         permute: bool = False,
         seed: int = 0,
         passes: int = 1,
+        snapshots: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1 or passes < 1:
             raise ValueError(f"batch_size and passes must be at least 1, got {batch_size} and {passes}")
+        if snapshots and not final_only:
+            raise ValueError("snapshots=True gives the way to each run's final snapshot and needs final_only=True")
         self.task, self.path, self.collector, self.batch_size = task, path, collector, batch_size
         self.aligner, self.fractions, self.split_seed, self.final_only = aligner, fractions, split_seed, final_only
-        self.permute, self.seed, self.passes = permute, seed, passes
+        self.permute, self.seed, self.passes, self.snapshots = permute, seed, passes, snapshots
         self._zoo: Zoo | None = None
         self._perms: list[Tensor] | None = None
 
@@ -115,10 +121,10 @@ class ZooDataModule(LightningDataModule):
         self._permutations()
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the zoo and check that the train split fills a batch.
+        """Open the zoo and check that the train split fills a batch and every process has networks to validate on.
 
         Raises:
-            ValueError: where it does not.
+            ValueError: where this is not so.
         """
         train, world = self.rows("train"), self._processes[1]
         if len(train) * self.passes < self.batch_size * world:
@@ -126,6 +132,12 @@ class ZooDataModule(LightningDataModule):
                 f"batch_size {self.batch_size} in {world} process(es) is larger than the train split of "
                 f"{len(train)} networks in {self.path}; lower batch_size or collect more runs"
             )
+        for split in ("val", "test"):
+            if 0 < (count := len(self.rows(split))) < world:
+                raise ValueError(
+                    f"the {split} split of {self.path} has {count} networks, fewer than the {world} processes that "
+                    "share it; use fewer processes, larger fractions, or collect more runs"
+                )
         self._permutations()
 
     def rows(self, split: str, final_only: bool | None = None) -> Tensor:
@@ -206,6 +218,8 @@ class ZooDataModule(LightningDataModule):
         run = self.zoo.run[rows]
         theta = self.zoo.rows(rows)
         batch = ZooBatch(theta, self.zoo.starts_of(run) if self.zoo.has_start else None, run)
+        if self.snapshots:
+            batch = batch._replace(**self._earlier(rows))
         perms = self._permutations()
         if perms is None:
             return batch
@@ -216,11 +230,30 @@ class ZooDataModule(LightningDataModule):
         return self._batch(rows)
 
     def _permuted(self, rows: Tensor, generator: torch.Generator) -> ZooBatch:
-        return self._move(self._batch(rows), random_permutations(self.zoo.space, len(rows), generator))
+        """A part of a batch; permutations are drawn for all processes' parts, so that they are those of one process."""
+        rank, world = self._processes
+        perms = random_permutations(self.zoo.space, world * len(rows), generator)
+        part = slice(rank * len(rows), (rank + 1) * len(rows))
+        return self._move(self._batch(rows), [perm[part] for perm in perms])
+
+    def _earlier(self, rows: Tensor) -> dict[str, Tensor]:
+        """Earlier snapshots (B, S, D) of the runs of some final snapshots, and their times (B, S)."""
+        index = self._earlier_rows[self.zoo.position(self.zoo.run[rows])]
+        path = self.zoo.rows(index.flatten()).view(*index.shape, -1)
+        return {"path": path, "path_times": self.zoo.step[index] / self.zoo.step[rows, None]}
+
+    @cached_property
+    def _earlier_rows(self) -> Tensor:
+        return self.zoo.earlier()
 
     def _move(self, batch: ZooBatch, perms: list[Tensor]) -> ZooBatch:
-        """The networks of a batch and their starts, permuted alike."""
-        space, start = self.zoo.space, batch.start
+        """The networks of a batch, their starts and earlier snapshots, permuted alike."""
+        space, start, path = self.zoo.space, batch.start, batch.path
+        if path is not None:
+            each = [perm.repeat_interleave(path.shape[1], 0) for perm in perms]
+            path = space.permute(path.flatten(0, 1), each).view_as(path)
         return batch._replace(
-            x1=space.permute(batch.x1, perms), start=None if start is None else space.permute(start, perms)
+            x1=space.permute(batch.x1, perms),
+            start=None if start is None else space.permute(start, perms),
+            path=path,
         )

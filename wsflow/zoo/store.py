@@ -156,6 +156,24 @@ class Zoo:
         last[self.position(self.run[by_step])] = by_step
         return last
 
+    def earlier(self) -> Tensor:
+        """Indices (R, S) of the snapshots before the last one of each run, by step, in the order of ``run_ids``.
+
+        Raises:
+            ZooError: where there are none, or runs have different numbers of them.
+        """
+        place = self.position(self.run)
+        by_step = self.step.argsort(stable=True)
+        order = by_step[place[by_step].argsort(stable=True)]
+        counts = place.bincount(minlength=len(self.run_ids))
+        least, most = int(counts.min()), int(counts.max())
+        if most == 1 or least != most:
+            raise ZooError(
+                f"{self.path} keeps {least} to {most} snapshots per run; snapshots on the way are read from zoos that "
+                "keep several, and of every run as many, such as those collected with EverySnapshot"
+            )
+        return order.view(-1, most)[:, :-1]
+
     def verify(self) -> None:
         """Read everything: checksums, finite weights, and that runs and starts belong together.
 
