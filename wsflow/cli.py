@@ -1,4 +1,4 @@
-"""The command line: ``wsflow fit | validate | test | collect | predict | evaluate | barrier | import | export | zoo``.
+"""The command line: ``wsflow fit | validate | collect | predict | evaluate``, ``experiment`` for all of them, and more.
 
 ``fit``, ``validate`` and ``test`` are Lightning's, configured by YAML files that compose
 (``-c configs/mnist.yaml -c configs/geometry/geometric.yaml``) and by options that override them.  Everything that a
@@ -224,6 +224,30 @@ def evaluate(args: Sequence[str]) -> None:
     _call(commands.evaluate, "evaluate", args)
 
 
+def experiment(args: Sequence[str]) -> None:
+    """Fit, predict and evaluate as experiment files say, and keep the figures."""
+    parser = ArgumentParser(prog="wsflow experiment", description=experiment.__doc__ or "", exit_on_error=False)
+    parser.add_argument("files", nargs="+", type=str, help="Experiment files, such as configs/experiments/*.yaml.")
+    parser.add_argument("--seeds", nargs="+", type=int, help="Of trainings and samples; the file's own by default.")
+    parser.add_argument("--points", nargs="+", type=str, help="Only these points, by name; all by default.")
+    parser.add_function_arguments(commands.experiment, as_group=False, skip={"files", "run", "seeds", "points"})
+    given = [f"{arg}=true" if arg == "--fit_only" else arg for arg in args]
+    commands.experiment(run=_dispatch, **parser.parse_args(given).as_dict())
+
+
+def transfer(args: Sequence[str]) -> None:
+    """Carry a flow over to networks of other widths."""
+    _call(commands.transfer, "transfer", args)
+
+
+def table(args: Sequence[str]) -> None:
+    """Print the tables of experiments from the figures kept, or bring a page up to date."""
+    parser = ArgumentParser(prog="wsflow table", description=table.__doc__ or "", exit_on_error=False)
+    parser.add_argument("files", nargs="*", type=str, help="Experiment files; with a page, those it names by default.")
+    parser.add_function_arguments(commands.table, as_group=False, skip={"files"})
+    commands.table(**parser.parse_args(list(args)).as_dict())
+
+
 def barrier(args: Sequence[str]) -> None:
     """Measure the loss on the lines between the networks of a zoo, before and after alignment."""
     _call(commands.barrier, "barrier", [APPENDED.sub(r"--aligner+\1", arg) for arg in args])
@@ -286,6 +310,9 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "collect": (collect, collect.__doc__ or ""),
     "predict": (predict, predict.__doc__ or ""),
     "evaluate": (evaluate, evaluate.__doc__ or ""),
+    "experiment": (experiment, experiment.__doc__ or ""),
+    "table": (table, table.__doc__ or ""),
+    "transfer": (transfer, transfer.__doc__ or ""),
     "barrier": (barrier, barrier.__doc__ or ""),
     "import": (import_, import_.__doc__ or ""),
     "export": (export, export.__doc__ or ""),

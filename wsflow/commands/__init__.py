@@ -3,8 +3,11 @@
 from wsflow.commands.barrier import barrier
 from wsflow.commands.collect import collect
 from wsflow.commands.evaluate import evaluate
+from wsflow.commands.experiment import experiment
 from wsflow.commands.export import export
 from wsflow.commands.import_ import import_
 from wsflow.commands.predict import predict
+from wsflow.commands.table import table
+from wsflow.commands.transfer import transfer
 
-__all__ = ["barrier", "collect", "evaluate", "export", "import_", "predict"]
+__all__ = ["barrier", "collect", "evaluate", "experiment", "export", "import_", "predict", "table", "transfer"]

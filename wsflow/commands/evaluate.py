@@ -203,7 +203,9 @@ def _report(networks: Networks, data: ZooDataModule, split: str, baselines: bool
         baselines=_baselines(networks, data, train.start is not None) if compared else [],
         seed=seed,
     )
-    return evaluation(networks.theta)
+    report = evaluation(networks.theta)
+    report.values.update(evaluation.beside(report))
+    return report
 
 
 def _baselines(networks: Networks, data: ZooDataModule, has_start: bool) -> list[Baseline]:

@@ -15,6 +15,12 @@ A report is flat, so that it can be logged and stored as it is::
     baselines.<name>.<any key of samples>, baselines.<name>.noise,
     baselines.<name>.function_matched.<any key of the baseline>, timing.evaluation
 
+:meth:`Evaluation.beside` adds what is asked for once, at the end::
+
+    heldout.raw.accuracy, heldout.raw.loss, ...: of held-out networks as they were trained, in no canonical form,
+    best_single.accuracy, best_single.loss: of the training network with the least loss on validation data,
+    samples.ensemble50_accuracy, samples.ensemble50_nll, heldout.ensemble50_...: of the first 50 networks
+
 Ensembles are of one size, the smaller of the numbers of samples and held-out networks (or of all there are of a
 baseline that makes fewer).  A baseline gets noise (:mod:`wsflow.metrics.matching`) until neither its ratio of functions
 nor that of weights is more than 2 % below the samples'.  Noise until it is so of functions alone is less, and leaves
@@ -43,9 +49,12 @@ from wsflow.metrics.diversity import dispersion, moments
 from wsflow.metrics.function_space import Nearest, nearest, predict
 from wsflow.metrics.matching import Noisy, match_noise
 from wsflow.metrics.novelty import nn_ratio, z_u
-from wsflow.metrics.quality import Quality, ensemble, quality
+from wsflow.metrics.quality import Quality, best_single, ensemble, quality
 from wsflow.metrics.weight_space import CanonicalWeights, nearest_distance
 from wsflow.tasks import BaseTask
+
+ENSEMBLE = 50
+"""Networks in the ensembles of :meth:`Evaluation.beside`."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ class Evaluation:
         self.candidates, self.count, self.seed = candidates, count, seed
         self.form = CanonicalWeights(task.space, aligner)
         self.train = self._like("training", train)
-        self._heldout = self._like("held-out", heldout)
+        self._heldout, self._raw = self._like("held-out", heldout), heldout.detach()
         for given in (starts, fresh):
             if given is not None:
                 task.space.check(given)
@@ -181,6 +190,20 @@ class Evaluation:
         values["z_u"] = z_u(family.function_distance, other.function_distance, self.count)
         for name, value in dispersion(self.form.tensors(family.x), self.form.tensors(other.x)).items():
             values[f"dispersion.{name}".rstrip(".")] = value
+        return values
+
+    def beside(self, report: Report) -> dict[str, float]:
+        """Scores to hold a report against: the best training network, held-out networks as trained, ensembles of 50."""
+        if not self.task.has_data:
+            return {}
+        values = _keyed("heldout.raw", quality(self.task, self._raw, self.split).summary())
+        values |= _keyed("best_single", best_single(self.task, self.train, self.split))
+        for name in ("samples", "heldout"):
+            theta = report.families[name].theta
+            if len(theta) >= ENSEMBLE:
+                scores = ensemble(self.task, theta, self.split, ENSEMBLE)
+                scores = {key.replace("ensemble", f"ensemble{ENSEMBLE}"): value for key, value in scores.items()}
+                values |= _keyed(name, {key: value for key, value in scores.items() if not key.endswith("_size")})
         return values
 
     def _with_data(self, theta: Tensor) -> Report:

@@ -52,3 +52,10 @@ def ensemble(task: BaseTask, theta: Tensor, split: str, size: int) -> dict[str, 
     with torch.no_grad():
         scores = task.ensemble(theta[:size], split)
     return {f"ensemble_{name}": value for name, value in scores.items()} | {"ensemble_size": float(len(theta[:size]))}
+
+
+def best_single(task: BaseTask, theta: Tensor, split: str) -> dict[str, float]:
+    """Scores of the one network of B, (B, D), whose loss on validation data is least."""
+    with torch.no_grad():
+        place = int(task.evaluate(theta, "val")["loss"].argmin())
+        return {name: float(value) for name, value in task.evaluate(theta[place : place + 1], split).items()}

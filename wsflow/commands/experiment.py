@@ -1,0 +1,199 @@
+"""``wsflow experiment``: what one file says, for every seed: fit, predict, evaluate, and the figures kept.
+
+Each stage is a command line of wsflow, so that what is recorded can be run by hand.  A case trains in
+``runs/experiments/CASE/seed_S``; ``experiment.json`` there says which stages are done and with which settings.  A stage
+that is done is skipped, an interrupted training goes on from its last checkpoint, and a training of other settings is
+refused.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from wsflow.commands.experiment_file import Case, cases, read_experiment
+from wsflow.commands.results import merge
+from wsflow.commands.run import read_timing, shown
+from wsflow.commands.table import draw, tables
+
+RECORD = "experiment.json"
+STEPS, NETWORKS, CHECKPOINT = 16, 400, "last"
+
+
+class Stage(NamedTuple):
+    """One command of a case.
+
+    Attributes:
+        name: Under which it is recorded.
+        arguments: What follows ``wsflow``.
+        settings: What its outcome depends on.
+    """
+
+    name: str
+    arguments: list[str]
+    settings: Mapping[str, Any]
+
+
+def experiment(
+    files: Sequence[str],
+    run: Callable[[list[str]], None],
+    seeds: Sequence[int] | None = None,
+    points: Sequence[str] | None = None,
+    split: Literal["val", "test"] | None = None,
+    results: str = "docs/results.json",
+    folder: str = "runs/experiments",
+    fit_only: bool = False,
+) -> None:
+    """Run experiments and keep their figures.
+
+    Args:
+        files: Experiment files.
+        run: Runs a command, given what follows ``wsflow``.
+        seeds: Of trainings and samples; the file's own by default.
+        points: Only these points, by name; all by default.
+        split: Instead of the file's.  Figures of validation runs are shown and not kept.
+        results: JSON file that the figures are merged into.
+        folder: Where the cases train.
+        fit_only: Whether to stop after the trainings.
+
+    Raises:
+        ValueError: where a file, a config or a point is missing, or a run folder holds a training of other settings.
+    """
+    plans = [(read_experiment(file), Path(file), _chosen(file, points)) for file in files]
+    for plan, file, chosen in plans:
+        judged = split or plan.split
+        for seed in plan.seeds if seeds is None else seeds:
+            for case in chosen:
+                place = Path(folder, case.run, f"seed_{seed}")
+                done = _run_stages(_stages(case, place, seed, judged, plan.baselines, fit_only), place, run)
+                if fit_only:
+                    continue
+                report = _report(case, place, judged)
+                if judged != "test":
+                    _show(case, seed, report)
+                    continue
+                merge(results, case.key, seed, report, _origin(case, file, done), case.point.published)
+                print(f"{case.key}, seed {seed}: figures in {results}")
+    if not fit_only and all((split or plan.split) == "test" for plan, *_ in plans):
+        print(tables(files, results))
+        draw(files, results)
+
+
+def _chosen(file: str, points: Sequence[str] | None) -> list[Case]:
+    found, stem = cases(file), Path(file).stem
+    if points is None:
+        return found
+    known = list(dict.fromkeys(case.key.partition("_steps_")[0].removeprefix(f"{stem}_") for case in found))
+    missing = [name for name in points if name not in known]
+    if missing:
+        raise ValueError(f"{file} has no point {', '.join(missing)}; points are {', '.join(known)}")
+    return [case for case in found if case.key.partition("_steps_")[0].removeprefix(f"{stem}_") in points]
+
+
+def _stages(case: Case, place: Path, seed: int, split: str, baselines: bool, fit_only: bool) -> Iterator[Stage]:
+    point = case.point
+    configs = [part for path in case.configs for part in ("-c", str(path))]
+    options = [f"--{name}={_text(value)}" for name, value in point.overrides.items()]
+    training = ["fit", *configs, *options, "--seed_everything", str(seed), "--trainer.default_root_dir", str(place)]
+    yield Stage("fit", training, {"options": [*options, str(seed)], **_contents(case.configs)})
+    if fit_only:
+        return
+    checkpoint, target = place / "checkpoints" / f"{point.checkpoint or CHECKPOINT}.ckpt", _target(case, place, split)
+    if point.transfer is not None:
+        options = [f"--{name}={_text(value)}" for name, value in point.transfer_overrides.items()]
+        others = [part for path in case.transfer_configs for part in ("-c", str(path))]
+        collected = ["collect", *others, *options, "--data.path", point.transfer]
+        yield Stage(f"{target.name}/collect", collected, {"options": collected, **_contents(case.transfer_configs)})
+        moved = target / "checkpoints" / "last.ckpt"
+        carried = ["transfer", "--ckpt_path", str(checkpoint), "--zoo", point.transfer, "--out", str(moved)]
+        yield Stage(f"{target.name}/transfer", carried, {"options": carried})
+        checkpoint = moved
+    n, samples = str(point.n or NETWORKS), target / "samples"
+    drawn = ["predict", "--ckpt_path", str(checkpoint), "--n", n, "--seed", str(seed), "--out", str(samples)]
+    drawn += ["--steps", str(point.steps or STEPS), "--overwrite"]
+    drawn += ["--solver", point.solver] if point.solver else []
+    drawn += ["--noise", str(point.noise)] if point.noise else []
+    yield Stage(f"{target.name}/predict", drawn, {"options": drawn})
+    judged = ["evaluate", "--samples", str(samples), "--split", split, "--n", n, "--seed", str(seed)]
+    judged += [] if baselines else ["--baselines", "false"]
+    yield Stage(f"{target.name}/evaluate", judged, {"options": judged})
+
+
+def _target(case: Case, place: Path, split: str) -> Path:
+    """Where the networks and the report of a case lie."""
+    return place / (case.key if split == "test" else f"{case.key}.{split}")
+
+
+def _run_stages(stages: Iterator[Stage], place: Path, run: Callable[[list[str]], None]) -> list[str]:
+    """Run what is not done; the commands of all."""
+    commands, again = [], False
+    for stage in stages:
+        commands.append(shlex.join(["wsflow", *stage.arguments]))
+        record = _read(place)
+        known = record.get(stage.name, {})
+        if stage.name == "fit" and known and known["settings"] != stage.settings:
+            raise ValueError(
+                f"{place} holds a training of other settings than the experiment's now: remove it or choose another "
+                "--folder"
+            )
+        if known.get("done") and known["settings"] == stage.settings and not again:
+            continue
+        goes_on = stage.name == "fit" and any(place.glob("checkpoints/*.ckpt"))
+        _write(place, record | {stage.name: {"settings": stage.settings, "done": False}})
+        print(f"experiment: {commands[-1]}", flush=True)
+        run(stage.arguments + ["--ckpt_path", "last"] * goes_on)
+        _write(place, _read(place) | {stage.name: {"settings": stage.settings, "done": True}})
+        again = True
+    return commands
+
+
+def _report(case: Case, place: Path, split: str) -> dict[str, Any]:
+    """What evaluate wrote, with the time of the training."""
+    folder = _target(case, place, split)
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    times = {f"timing.{name}": value for name, value in read_timing(place).items() if name in ("collect", "fit")}
+    return report | times
+
+
+def _origin(case: Case, file: Path, stages: list[str]) -> dict[str, Any]:
+    point = case.point
+    settings = {
+        "configs": [shown(path) for path in case.configs],
+        "overrides": point.overrides,
+        "n": point.n or NETWORKS,
+        "steps": point.steps or STEPS,
+        "solver": point.solver or "Euler",
+        "checkpoint": point.checkpoint or CHECKPOINT,
+    }
+    command = shlex.join(["wsflow", "experiment", str(file)])
+    return {"command": command, "split": "test", "settings": settings, "stages": stages}
+
+
+def _show(case: Case, seed: int, report: Mapping[str, Any]) -> None:
+    keys = ("accuracy", "loss", "nn_ratio.function", "nn_ratio.weight", "z_u", "dispersion", "ensemble_accuracy")
+    shown = {key: report[f"samples.{key}"] for key in keys if f"samples.{key}" in report}
+    print(f"{case.key}, seed {seed}: " + ", ".join(f"{key} {value:.4g}" for key, value in shown.items()))
+
+
+def _contents(configs: Sequence[Path]) -> dict[str, Any]:
+    return {"configs": {path.name: path.read_text() for path in configs}}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _read(place: Path) -> dict[str, Any]:
+    file = place / RECORD
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
+def _write(place: Path, record: Mapping[str, Any]) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    temporary = (place / RECORD).with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    temporary.replace(place / RECORD)
