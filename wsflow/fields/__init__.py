@@ -2,8 +2,10 @@
 
 from wsflow.fields.analytic import GaussianField
 from wsflow.fields.base import VectorField, check_same_ends
+from wsflow.fields.message_passing import MessagePassingField
 from wsflow.fields.mlp import MLPField
 from wsflow.fields.parametrization import ConditionalSample, Endpoint, Parametrization, Velocity
+from wsflow.fields.pna import PNAField
 from wsflow.fields.relational_transformer import RelationalTransformer
 from wsflow.fields.time_embedding import TimeEmbedding
 
@@ -12,6 +14,8 @@ __all__ = [
     "Endpoint",
     "GaussianField",
     "MLPField",
+    "MessagePassingField",
+    "PNAField",
     "Parametrization",
     "RelationalTransformer",
     "TimeEmbedding",

@@ -23,15 +23,15 @@ def refuse_parts(space: WeightSpace) -> None:
     for block in space.blocks:
         if block.parts > 1:
             raise ValueError(
-                f"tensor {block.name!r} is a grouped convolution of {block.parts} parts; the Relational Transformer "
-                "takes ungrouped and depthwise ones only: leave it out with select=, or use MLPField"
+                f"tensor {block.name!r} is a grouped convolution of {block.parts} parts; fields on the neural "
+                "graph take ungrouped and depthwise ones only: leave it out with select=, or use MLPField"
             )
     for group in space.hidden:
         if group.partition is not None:
             tensor = next(piece.name for piece in space.pieces if group.name in dict(piece.ends))
             raise ValueError(
                 f"the {group.size} neurons of tensor {tensor!r} fall into {group.partition.parts} parts (attention "
-                "heads, or the groups of a norm or a convolution); the Relational Transformer takes layers whose "
+                "heads, or the groups of a norm or a convolution); fields on the neural graph take layers whose "
                 "neurons all permute: leave the layer out with select=, or use MLPField"
             )
 
