@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from wsflow.weightspace.narrow import WeightsFirst
 from wsflow.weightspace.one_by_one import each, one_by_one
 from wsflow.weightspace.statistics import fixed_tensors, plain_attention, with_differentiable_statistics
 
@@ -46,7 +47,7 @@ def forward(space: WeightSpace, theta: Tensor, inputs: Tensor, per_network: bool
         result: Tensor = functional_call(template, {**frozen, **weights}, (x,))
         return result
 
-    with plain_attention(template):
+    with plain_attention(template), WeightsFirst():
         if one_by_one(template, inputs.shape[per_network]):
             own = inputs.unbind() if per_network else [inputs] * len(theta)
             return torch.stack([single(weights, x) for weights, x in zip(each(given), own, strict=True)])
