@@ -23,7 +23,9 @@ from wsflow.flow import (
     ConstantNoisePath,
     Euler,
     GaussianPrior,
+    GeodesicPath,
     Heun,
+    NetworkPrior,
     OptimalTransportCoupling,
     Sampler,
     StartsPrior,
@@ -34,6 +36,7 @@ from wsflow.geometry import Euclidean, Geometric, Normalized
 from wsflow.module import FlowMatchingModule
 from wsflow.schedule import Constant, WarmupCosine
 from wsflow.weightspace import WeightSpace, ZooBatch, batch_statistics
+from wsflow.weightspace.randomness import RowGenerator
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*LeafSpec.*",  # lightning 2.6 calls torch's pytree by names that torch 2.15 deprecates
@@ -194,20 +197,22 @@ def test_the_loss_is_the_squared_residual_per_coordinate():
     torch.testing.assert_close(module.loss(networks(6), torch.Generator()), torch.ones(6))
 
 
-def test_draws_depend_on_seed_epoch_batch_and_rank_alone():
-    def draws(seed: int, *keys: int) -> Tensor:
-        module = FlowMatchingModule(SPACE, field=FIELD, seed=seed)
-        torch.rand(3)
-        return module.draw(networks(), module._generator(*keys)).x_t
+PRIORS = {"gaussian": GaussianPrior(), "network": NetworkPrior(), "starts": StartsPrior(networks(seed=5).start)}
 
-    assert torch.equal(draws(0, 0, 1, 2, 0), draws(0, 0, 1, 2, 0))
-    different = [
-        draws(0, 0, 1, 2, 0),
-        draws(1, 0, 1, 2, 0),
-        draws(0, 0, 2, 2, 0),
-        draws(0, 0, 1, 3, 0),
-        draws(0, 0, 1, 2, 1),
-    ]
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_draws_depend_on_seed_epoch_and_place_alone(prior):
+    def draws(seed: int = 0, epoch: int = 1, places: range = range(24), batch: int = 2) -> Tensor:
+        module = FlowMatchingModule(SPACE, field=FIELD, seed=seed, path=GeodesicPath(0.1), prior=PRIORS[prior])
+        torch.rand(3)
+        part = networks().rows(slice(places[0] % 24, places[-1] % 24 + 1))
+        return module.draw(part, RowGenerator.make(seed, places, (0, epoch), (batch,))).x_t
+
+    whole = draws()
+    assert torch.equal(whole, draws())
+    # A process with a part of the batch draws what one with all of it draws.
+    torch.testing.assert_close(draws(places=range(5, 17), batch=7), whole[5:17], rtol=0, atol=1e-6)
+    different = [whole, draws(seed=1), draws(epoch=2), draws(places=range(24, 48))]
     assert len({float(x.sum()) for x in different}) == len(different)
 
 

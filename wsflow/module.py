@@ -8,9 +8,14 @@ from prior, coupling, time law and path, and minimises :math:`\lVert r \rVert^2 
 field's output (:mod:`wsflow.fields.parametrization`).  Sampling draws x0 from the prior, follows the field's velocity
 to t = 1 and decodes.
 
-*Randomness.*  The draws of a training batch depend on (seed, epoch, batch, rank) alone, those of validation on
-(seed, batch, rank), a sample on (seed, index): nothing reads the global generator, and a resumed training continues
-exactly.
+*Randomness.*  What is drawn for a network in training depends on (seed, epoch, its place in the epoch) alone, in
+validation on (seed, its place), a sample on (seed, index): nothing reads the global generator, and a resumed training
+continues exactly.
+
+*Many processes* (DDP).  A batch of b networks on each of n processes trains as one of n b networks on one process, to
+rounding: losses are means, and a network's draws do not depend on the process it is on.  Optimal-transport couplings
+are the exception: they pair within each process's part.  Fields are small beside the networks that they generate (at
+most some hundred megabytes), so that every process holds a whole one; sharding its weights (FSDP) is not needed.
 
 *Checkpoints* hold plain data: the configuration as the command line parsed it or, for a module built in Python, as
 :mod:`wsflow.description` gives it.  ``FlowMatchingModule.load_from_checkpoint(path)`` needs no data.
@@ -57,6 +62,7 @@ from wsflow.geometry import Euclidean, Geometry
 from wsflow.losses import FunctionalTerm
 from wsflow.schedule import WarmupCosine
 from wsflow.weightspace import WeightSpace, ZooBatch
+from wsflow.weightspace.randomness import RowGenerator
 
 TRAINING, VALIDATION, CALIBRATION = range(3)
 CALIBRATION_NETWORKS, CALIBRATION_BATCH = 512, 16
@@ -132,7 +138,7 @@ class FlowMatchingModule(LightningModule):
         x0 = self.prior.sample(len(batch.x1), self.geometry, generator).to(batch.x1)
         x0, x1 = self.coupling(batch, x0, self.geometry, generator)
         t = self.time.sample(len(x1), generator).to(x1)
-        return self.path.sample(x0, x1, t, self.geometry, generator)
+        return self.path.along(batch, x0, x1, t, self.geometry, generator)
 
     def loss(self, batch: ZooBatch, generator: torch.Generator) -> Tensor:
         """Flow matching loss of each network of a batch, (B,), per coordinate."""
@@ -235,7 +241,7 @@ class FlowMatchingModule(LightningModule):
 
     def training_step(self, batch: ZooBatch, batch_idx: int) -> Tensor:
         """What training minimises, for one batch; its parts are logged as ``train/...``."""
-        generator = self._generator(TRAINING, self.current_epoch, batch_idx, self.global_rank)
+        generator = self._row_generator(self.trainer.train_dataloader, batch, batch_idx, TRAINING, self.current_epoch)
         loss, parts = self.training_loss(batch, generator)
         self.log("train/flow_loss", parts.pop("flow_loss"), prog_bar=True, batch_size=len(batch.x1))
         self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(batch.x1))
@@ -312,7 +318,9 @@ class FlowMatchingModule(LightningModule):
         return self.geometry.inner(sample.x_t, residual, residual) / self.geometry.dim
 
     def _evaluation_step(self, name: str, batch: ZooBatch, batch_idx: int) -> None:
-        generator = self._generator(VALIDATION, batch_idx, self.global_rank)
+        testing = self.trainer.testing
+        loader = self.trainer.test_dataloaders if testing else self.trainer.val_dataloaders
+        generator = self._row_generator(loader, batch, batch_idx, VALIDATION)
         loss = torch.stack([self.loss(batch, generator) for _ in range(self.validation_draws)]).mean()
         self.log(name, loss, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(batch.x1))
 
@@ -340,6 +348,21 @@ class FlowMatchingModule(LightningModule):
                     category=UserWarning,
                 )
                 return
+
+    def _row_generator(self, loader: Any, batch: ZooBatch, batch_idx: int, *purpose: int) -> RowGenerator:
+        """A stream for each network of a batch; loaders that do not say where it stands are taken to give equal parts.
+
+        Args:
+            loader: Where the batch comes from.
+            batch: This process's part.
+            batch_idx: Its number in the epoch.
+            purpose: What is drawn, and in which epoch.
+        """
+        count, part = len(batch.x1), batch_idx * self.trainer.world_size + self.global_rank
+        places = (
+            loader.places(batch_idx)[:count] if hasattr(loader, "places") else range(part * count, (part + 1) * count)
+        )
+        return RowGenerator.make(self.seed, places, purpose, [batch_idx])
 
     def _generator(self, *keys: int) -> torch.Generator:
         state = np.random.SeedSequence([self.seed, *keys]).generate_state(1)

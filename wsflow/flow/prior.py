@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wsflow.geometry import Euclidean, Geometry
 from wsflow.weightspace import GaussianInitializer, Initializer, NetworkInitializer
-from wsflow.weightspace.randomness import sample_generator, sample_generators
+from wsflow.weightspace.randomness import draw_rows, sample_generator, sample_generators
 
 
 class NoDensityError(ValueError):
@@ -33,7 +33,8 @@ class Prior(ABC):
         Args:
             n: How many.
             geometry: The space the flow lives in.
-            generator: Source of all randomness, on the CPU.
+            generator: Source of all randomness, on the CPU; in training a
+                :class:`~wsflow.weightspace.randomness.RowGenerator`.
 
         Returns:
             (n, dim), on the geometry and on its device.
@@ -97,10 +98,10 @@ class NetworkPrior(Prior):
 class StartsPrior(Prior):
     """Given initial weights, such as those of a zoo's runs.
 
-    One call of :meth:`sample` draws without replacement, and so does one seed of :func:`sample_prior` (sample index i
-    gets entry i of a shuffle that the seed chooses); past R samples every start comes again.  The flow is deterministic
-    and maps the start of a training run to (about) its trained network: for new networks attach starts that no training
-    run had.
+    One call of :meth:`sample` draws without replacement, but with where every row has its own stream.  One seed of
+    :func:`sample_prior` draws without: sample index i gets entry i of a shuffle that the seed chooses; past R samples
+    every start comes again.  The flow is deterministic and maps the start of a training run to (about) its trained
+    network: for new networks attach starts that no training run had.
 
     Args:
         starts: (R, D), initial weights; None until :meth:`attach`.
@@ -122,8 +123,7 @@ class StartsPrior(Prior):
 
     def sample(self, n: int, geometry: Geometry, generator: torch.Generator) -> Tensor:
         """(n, dim), encoded starts."""
-        rounds = [torch.randperm(len(self._given()), generator=generator) for _ in range(-(-n // len(self._given())))]
-        return self._take(torch.cat([*rounds, torch.empty(0, dtype=torch.long)])[:n], geometry)
+        return self._take(draw_rows(self._choose, n, generator), geometry)
 
     def sample_each(self, seed: int, indices: Iterable[int], geometry: Geometry) -> Tensor:
         """(n, dim), encoded starts at the shuffled places of the indices."""
@@ -133,6 +133,11 @@ class StartsPrior(Prior):
     def log_prob(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Refused: finitely many points have no density."""
         raise NoDensityError("a finite set of starts has no density; use GaussianPrior with their std")
+
+    def _choose(self, n: int, generator: torch.Generator | None) -> Tensor:
+        count = len(self._given())
+        rounds = [torch.randperm(count, generator=generator) for _ in range(-(-n // count))]
+        return torch.cat([*rounds, torch.empty(0, dtype=torch.long)])[:n]
 
     def _given(self) -> Tensor:
         if self.starts is None:
@@ -150,7 +155,11 @@ def sample_prior(prior: Prior, geometry: Geometry, seed: int, indices: Iterable[
 
 
 def _draw(initializer: Initializer, n: int, geometry: Geometry, generator: torch.Generator) -> Tensor:
-    return geometry.encode(_place(initializer.sample(geometry.space, n, generator), geometry))
+    def draw(count: int, source: torch.Generator | None) -> Tensor:
+        assert source is not None
+        return initializer.sample(geometry.space, count, source)
+
+    return geometry.encode(_place(draw_rows(draw, n, generator), geometry))
 
 
 def _place(theta: Tensor, geometry: Geometry) -> Tensor:

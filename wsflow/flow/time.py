@@ -13,6 +13,8 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
+from wsflow.weightspace.randomness import draw_rows
+
 LATEST = 1 - 1e-4
 """Later draws are moved here: a velocity log(x1) / (1 - t) amplifies float32 rounding by 1 / (1 - t)."""
 
@@ -27,7 +29,11 @@ class TimeLaw(ABC):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """(n,) times in [0, :data:`LATEST`], of torch's default dtype, on the generator's device."""
         device = "cpu" if generator is None else generator.device
-        u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
+
+        def uniform(count: int, source: torch.Generator | None) -> Tensor:
+            return torch.rand(count, generator=source, device=device, dtype=torch.float64)
+
+        u = draw_rows(uniform, n, generator)
         return self.quantile(u).clamp(0, LATEST).to(torch.get_default_dtype())
 
 

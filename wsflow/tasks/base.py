@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from wsflow.description import build, describe
 from wsflow.weightspace import Objective, WeightSpace, batch_statistics
+from wsflow.weightspace.randomness import common, draw_rows
 
 SPLITS = ("train", "val", "test")
 """The names of the splits of a task's data."""
@@ -287,8 +288,8 @@ class TaskObjective(Objective):
     def _draw(self, networks: int, points: int, size: int, generator: torch.Generator | None) -> Tensor:
         """Indices of data points, (size,) or, where each network has its own, (B, size)."""
         if self.shared:
-            return torch.randperm(points, generator=generator)[:size]
-        return torch.randint(points, (networks, size), generator=generator)
+            return torch.randperm(points, generator=common(generator))[:size]
+        return draw_rows(lambda n, source: torch.randint(points, (n, size), generator=source), networks, generator)
 
     def _at(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if self._placed[0].device != device:

@@ -154,12 +154,12 @@ class ZooDataModule(LightningDataModule):
         return rows[torch.isin(self.zoo.run[rows], self.runs[split])]
 
     def networks(self, split: str) -> ZooBatch:
-        """The final snapshots of all runs of a split, aligned if training is."""
-        return self._batch(self.rows(split, final_only=True))
+        """The final snapshots alone of all runs of a split, aligned if training is."""
+        return self._batch(self.rows(split, final_only=True), snapshots=False)
 
     def calibration(self, n: int) -> ZooBatch:
         """The first n train networks, aligned if training is."""
-        return self._batch(self.rows("train")[:n])
+        return self._batch(self.rows("train")[:n], self.snapshots)
 
     def train_dataloader(self) -> NetworkLoader:
         """Shuffled batches of train networks."""
@@ -214,11 +214,11 @@ class ZooDataModule(LightningDataModule):
         many = len(self.task.data("train")[0]) > POINTS
         return self.task.objective("train", POINTS if many else None)
 
-    def _batch(self, rows: Tensor) -> ZooBatch:
+    def _batch(self, rows: Tensor, snapshots: bool) -> ZooBatch:
         run = self.zoo.run[rows]
         theta = self.zoo.rows(rows)
         batch = ZooBatch(theta, self.zoo.starts_of(run) if self.zoo.has_start else None, run)
-        if self.snapshots:
+        if snapshots:
             batch = batch._replace(**self._earlier(rows))
         perms = self._permutations()
         if perms is None:
@@ -227,7 +227,7 @@ class ZooDataModule(LightningDataModule):
         return self._move(batch, [p[position] for p in perms])
 
     def _plain(self, rows: Tensor, generator: torch.Generator) -> ZooBatch:
-        return self._batch(rows)
+        return self._batch(rows, self.snapshots)
 
     def _permuted(self, rows: Tensor, generator: torch.Generator) -> ZooBatch:
         """A part of a batch; permutations are drawn for all processes' parts, so that they are those of one process."""

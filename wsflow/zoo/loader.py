@@ -24,7 +24,7 @@ class NetworkLoader:
     exactly once, to one of the processes.
 
     Args:
-        fetch: From row numbers (B,) and a generator to a batch.
+        fetch: From row numbers (B,) and a generator, the same on every process, to a batch.
         rows: (N,) row numbers.
         batch_size: B, per process.
         shuffle: Whether each epoch has its own order.
@@ -64,7 +64,7 @@ class NetworkLoader:
         self._resumed = False
         batches = self.batches(self._epoch)
         while self._batch < len(batches):
-            index, generator = batches[self._batch], self._generator(1, self._epoch, self._batch, self.rank)
+            index, generator = batches[self._batch], self._generator(1, self._epoch, self._batch)
             self._batch += 1
             yield self.fetch(index, generator)
 
@@ -77,6 +77,17 @@ class NetworkLoader:
         size = self.world * self.batch_size
         whole = order[: len(self) * size].view(len(self), self.world, self.batch_size)
         return list(self.rows[whole[:, self.rank]])
+
+    def places(self, batch: int) -> range:
+        """Where the networks of this process's batch stand in an epoch, in the order in which one process gives them.
+
+        A range of the batch size, of which the last batch in order may need fewer.
+        """
+        if self.shuffle:
+            first = (batch * self.world + self.rank) * self.batch_size
+            return range(first, first + self.batch_size)
+        first = batch * self.batch_size * self.world + self.rank
+        return range(first, first + self.batch_size * self.world, self.world)
 
     def state_dict(self) -> dict[str, Any]:
         """Which batch comes next."""
