@@ -42,7 +42,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from wsflow.description import DescriptionError, plain
-from wsflow.fields import Parametrization, RelationalTransformer, VectorField, Velocity
+from wsflow.fields import Endpoint, Parametrization, RelationalTransformer, VectorField, Velocity
 from wsflow.flow import (
     BetaTime,
     Coupling,
@@ -53,6 +53,7 @@ from wsflow.flow import (
     Prior,
     ProbabilityPath,
     Sampler,
+    SnapshotPath,
     StartsPrior,
     TimeLaw,
     sample_generators,
@@ -91,7 +92,7 @@ class FlowMatchingModule(LightningModule):
         seed: Of all draws in training and validation.
 
     Raises:
-        ValueError: for a space that cannot be built, or fewer than one validation draw.
+        ValueError: for a space that cannot be built, fewer than one validation draw, or parts that do not go together.
     """
 
     calibrated: Tensor
@@ -127,6 +128,8 @@ class FlowMatchingModule(LightningModule):
         self.path = path or GeodesicPath()
         self.parametrization = parametrization or Velocity()
         self.functional = functional
+        if isinstance(self.path, SnapshotPath) and isinstance(self.parametrization, Endpoint):
+            raise ValueError("SnapshotPath does not lead straight to the endpoint; choose the Velocity parametrization")
         self.optimizer, self.scheduler = optimizer, scheduler
         self.validation_draws, self.seed = validation_draws, seed
         self.sampler, self.sample_seed = Sampler(), 0  # of predict_step; how to sample is no part of a checkpoint

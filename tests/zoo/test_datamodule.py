@@ -272,12 +272,13 @@ def test_earlier_snapshots_go_with_their_network(task, zoo_path, change):
             torch.testing.assert_close((path - x1).norm(dim=1), (stored[:2] - stored[2]).norm(dim=1))
             checked += 1
     assert checked == 6
-    assert make(task, zoo_path).networks("train").path is None
+    assert data.networks("train").path is None
+    assert data.calibration(4).path.shape == (4, 2, task.space.dim)
 
 
 def test_earlier_snapshots_that_are_not_there(task, tmp_path, zoo_path):
     Collector(runs=10, epochs=1, batch_size=16).collect(task, tmp_path / "final", progress=False)
     with pytest.raises(ZooError, match="keeps 1 to 1 snapshots per run"):
-        make(task, tmp_path / "final", snapshots=True).networks("train")
+        make(task, tmp_path / "final", snapshots=True).calibration(2)
     with pytest.raises(ValueError, match="needs final_only=True"):
         make(task, zoo_path, snapshots=True, final_only=False)

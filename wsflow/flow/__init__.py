@@ -10,6 +10,7 @@ from wsflow.flow.coupling import (
 from wsflow.flow.path import ConstantNoisePath, GeodesicPath, PathSample, ProbabilityPath
 from wsflow.flow.prior import GaussianPrior, NetworkPrior, NoDensityError, Prior, StartsPrior, sample_prior
 from wsflow.flow.sampler import Sampler
+from wsflow.flow.snapshot_path import SnapshotPath
 from wsflow.flow.solver import RK4, Euler, Heun, Solver, integrate
 from wsflow.flow.time import BetaTime, TimeLaw, UniformTime
 from wsflow.weightspace.randomness import sample_generator, sample_generators
@@ -32,6 +33,7 @@ __all__ = [
     "Prior",
     "ProbabilityPath",
     "Sampler",
+    "SnapshotPath",
     "Solver",
     "StartsPrior",
     "TimeLaw",

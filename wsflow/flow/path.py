@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from wsflow.geometry import Geometry
+from wsflow.weightspace import ZooBatch
 from wsflow.weightspace.randomness import normal_like
 
 
@@ -66,6 +67,27 @@ class ProbabilityPath(ABC):
             geometry: The space the flow lives in.
             generator: Source of the noise.
         """
+
+    def along(
+        self,
+        batch: ZooBatch,
+        x0: Tensor,
+        x1: Tensor,
+        t: Tensor,
+        geometry: Geometry,
+        generator: torch.Generator | None = None,
+    ) -> PathSample:
+        """As :meth:`sample`; for paths that read more of a batch than its ends.
+
+        Args:
+            batch: The B networks whose encodings are ``x1``.
+            x0: (B, dim), starts.
+            x1: (B, dim), ends.
+            t: (B,), times in [0, 1).
+            geometry: The space the flow lives in.
+            generator: Source of the noise.
+        """
+        return self.sample(x0, x1, t, geometry, generator)
 
 
 class GeodesicPath(ProbabilityPath):

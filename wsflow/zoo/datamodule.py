@@ -234,7 +234,7 @@ class ZooDataModule(LightningDataModule):
         rank, world = self._processes
         perms = random_permutations(self.zoo.space, world * len(rows), generator)
         part = slice(rank * len(rows), (rank + 1) * len(rows))
-        return self._move(self._batch(rows), [perm[part] for perm in perms])
+        return self._move(self._batch(rows, self.snapshots), [perm[part] for perm in perms])
 
     def _earlier(self, rows: Tensor) -> dict[str, Tensor]:
         """Earlier snapshots (B, S, D) of the runs of some final snapshots, and their times (B, S)."""
