@@ -4,6 +4,7 @@ from wsflow.fields.analytic import GaussianField
 from wsflow.fields.base import VectorField, check_same_ends
 from wsflow.fields.message_passing import MessagePassingField
 from wsflow.fields.mlp import MLPField
+from wsflow.fields.neuron_transformer import NeuronTransformer
 from wsflow.fields.parametrization import ConditionalSample, Endpoint, Parametrization, Velocity
 from wsflow.fields.pna import PNAField
 from wsflow.fields.relational_transformer import RelationalTransformer
@@ -15,6 +16,7 @@ __all__ = [
     "GaussianField",
     "MLPField",
     "MessagePassingField",
+    "NeuronTransformer",
     "PNAField",
     "Parametrization",
     "RelationalTransformer",

@@ -1,0 +1,306 @@
+r"""A transformer whose tokens are neurons, for networks with wide layers.
+
+Hidden and output neurons, n of width d, are tokens of one sequence.  Weights have no states of their own: a block W
+between two hidden groups, or from a hidden group to the outputs, is read anew in every layer, as the matrix that it is.
+With hats for adaptive layer norm (Peebles and Xie 2023), each layer does
+
+.. math::
+    n_i &\leftarrow n_i + g \odot \Bigl( \mathrm{Attention}(\hat n)_i
+        + \sum_{j \to i} \frac{W_{ij}}{\sqrt{\mathrm{in}}} V \hat n_j
+        + \sum_{i \to j} \frac{W_{ji}}{\sqrt{\mathrm{out}}} U \hat n_j \Bigr) \\
+    n_i &\leftarrow n_i + g' \odot \mathrm{MLP}(\hat n_i)
+
+with attention over all tokens of the network (Vaswani et al. 2017), so that every neuron sees every other one.  A
+kernel's positions k have V and U of their own, and the sums run over them too.
+
+Along a fixed axis (inputs, outputs) a neuron's whole weight vector is read by a learned projection at first, and
+written by one at last.  What is written to a weight between groups is
+
+.. math:: f_{ij} = \langle L n_i, R n_j \rangle / \sqrt d + (a(n_i) + b(n_j)) w_{ij}
+
+with w the weight itself, so that what a flow leaves alone (noise that training never moved) costs no width; where an
+end is fixed, the product is the projection's.
+
+Everything is a function of sets of neurons: permuting hidden neurons permutes the output exactly, and no parameter
+depends on a hidden width.  A step costs :math:`O(D d + N d^2 + N^2 d)` for N tokens, and memory O(D + N d): no state
+is held for a weight.  :class:`~wsflow.fields.RelationalTransformer` holds d_e numbers for each.  Weights as tokens'
+features are the plan of Peebles et al. 2022 (G.pt), without its fixed order of neurons.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.utils.checkpoint import checkpoint
+
+from wsflow.fields.base import VectorField, check_same_ends
+from wsflow.fields.pieces import Piece, coordinate_pieces, flat_order, graph, refuse_parts
+from wsflow.fields.relational_transformer import FixedAxes, NodeEncoder
+from wsflow.fields.time_embedding import TimeEmbedding
+from wsflow.weightspace import GroupVector, WeightBlock, WeightSpace
+
+
+class NeuronTransformer(VectorField):
+    """Transformer over the hidden and output neurons of a network.
+
+    Args:
+        space: The weight space.
+        extra: Trailing coordinates that are not weights, such as a log-scale.
+        width: d, width of a token.
+        depth: Number of layers.
+        heads: Attention heads; they divide ``width``.
+        mlp: Width of the MLP's hidden layer, in multiples of d.
+        condition: Number of values that each network is conditioned on, 0 for none.
+        dropout: Probability with which, in training, each number that a layer adds to a token is left out.
+        neuron_embedding: Gives each hidden neuron an embedding of its own, which breaks equivariance on purpose: for
+            aligned zoos, whose neurons have a fixed order.  Such a field cannot be bound to another width.
+        checkpointing: Recompute each layer in the backward pass instead of holding what it computed.
+
+    Raises:
+        ValueError: where ``heads`` does not divide ``width``, and for grouped convolutions, attention heads and
+            groups of norms, by the name of the tensor.
+    """
+
+    _order: Tensor | None
+
+    def __init__(
+        self,
+        space: WeightSpace,
+        extra: int = 0,
+        width: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        mlp: int = 3,
+        condition: int = 0,
+        dropout: float = 0.0,
+        neuron_embedding: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by heads {heads}")
+        refuse_parts(space)
+        super().__init__(space, extra)
+        self.neuron_embedding, self.checkpointing = neuron_embedding, checkpointing
+        self._follow(space)
+        self.time = TimeEmbedding(width)
+        self.condition = nn.Linear(condition, width) if condition else None
+        self.extra_in = nn.Linear(extra, width) if extra else None
+        self.extra_out = nn.Linear(width, extra) if extra else None
+        self.token_in = nn.ModuleList(NodeEncoder(space, i, width, neuron_embedding) for i in self._groups)
+        self.read = nn.ModuleList(FixedAxes(space, block, width) for block in space.blocks)
+        self.write = nn.ModuleList(TokenWriter(space, block, width) for block in space.blocks)
+        self.vectors_out = nn.ModuleList(vector_head(space, space.groups[i].name, width) for i in self._groups)
+        depths = [block.depth for block in self._inner]
+        self.layers = nn.ModuleList(Layer(width, heads, mlp, depths, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        for head in (*self.vectors_out, self.extra_out):
+            zero(head)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The field's output, (B, D + extra), at points x (B, D + extra) and times t (B,).
+
+        Args:
+            x: Points.
+            t: Times in [0, 1].
+            condition: (B, K) where the field is conditional.
+
+        Raises:
+            ValueError: where a condition is missing, or given to a field that takes none.
+        """
+        if (condition is None) != (self.condition is None):
+            raise ValueError("a field with condition > 0 needs a condition for every state, any other field takes none")
+        scaled = self._scaled_in(x)
+        context = self.time(t)
+        if self.condition is not None:
+            context = context + self.condition(condition)
+        if self.extra_in is not None:
+            context = context + self.extra_in(scaled[:, self.space.dim :])
+        context = silu(context)
+        tokens, weights = self._encode(scaled), [block.view(scaled) for block in self._inner]
+        for layer in self.layers:
+            arguments = (tokens, context, weights, self._spans)
+            if self.checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                tokens = layer(*arguments)
+        return self._scaled_out(self._decode(self.norm(tokens), scaled))
+
+    def _encode(self, x: Tensor) -> Tensor:
+        """First states of all tokens, (B, N, d)."""
+        states = {}
+        for name, size, encode in zip(self._names, self._sizes, self.token_in, strict=True):
+            states[name] = encode([vector.view(x) for vector in self._vectors(name)], x.shape[0], size)
+        for block, read in zip(self.space.blocks, self.read, strict=True):
+            for name, state in zip((block.target, block.source), read(block.view(x)), strict=True):
+                if state is not None and name in states:
+                    states[name] = states[name] + state
+        return torch.cat(list(states.values()), dim=1)
+
+    def _decode(self, tokens: Tensor, x: Tensor) -> Tensor:
+        states = dict(zip(self._names, torch.split(tokens, self._sizes, dim=1), strict=True))
+        parts: dict[Piece, Tensor] = {}
+        for block, write in zip(self.space.blocks, self.write, strict=True):
+            parts[block] = write(states.get(block.target), states.get(block.source), block.view(x))
+        for name, head in zip(self._names, self.vectors_out, strict=True):
+            if vectors := self._vectors(name):
+                values = torch.split(head(states[name]), [vector.depth for vector in vectors], dim=-1)
+                parts.update(zip(vectors, values, strict=True))
+        flat = [parts[piece].flatten(1) for piece in self._pieces]
+        if self._order is not None:
+            flat = [torch.cat(flat, dim=1)[:, self._order]]
+        if self.extra_out is not None:
+            flat.append(self.extra_out(tokens.mean(dim=1)))
+        return torch.cat(flat, dim=1)
+
+    def _vectors(self, group: str) -> list[GroupVector]:
+        return [vector for vector in self.space.vectors if vector.group == group]
+
+    def _follow(self, space: WeightSpace) -> None:
+        """Set what follows from the space alone."""
+        order = flat_order(space)
+        self._pieces = coordinate_pieces(space)
+        self.register_buffer("_order", None if order is None else order.to(self._entry.device), persistent=False)
+        with_vectors = {vector.group for vector in space.vectors}
+        groups = [(i, g) for i, g in enumerate(space.groups) if g.role != "input" or g.name in with_vectors]
+        self._groups = [i for i, _ in groups]
+        self._names, self._sizes = [group.name for _, group in groups], [group.size for _, group in groups]
+        ends = [0, *accumulate(self._sizes)]
+        span = {name: slice(a, b) for name, (a, b) in zip(self._names, pairwise(ends), strict=True)}
+        self._inner = [block for block in space.blocks if {block.source, block.target} <= set(span)]
+        self._spans = [(span[block.target], span[block.source]) for block in self._inner]
+
+    def _bind(self, space: WeightSpace) -> None:
+        if self.neuron_embedding:
+            raise ValueError("a field with neuron_embedding=True is tied to its widths and cannot be bound to others")
+        check_same_ends(self.space, space)
+        refuse_parts(space)
+        if graph(self.space) != graph(space):
+            raise ValueError(
+                f"the field was made for blocks and vectors {graph(self.space)} (places of the groups they join, "
+                f"weights per edge) and cannot be bound to {graph(space)}"
+            )
+        self._follow(space)
+
+
+class TokenWriter(nn.Module):
+    """Writes a block from its ends: whole vectors along fixed axes, a low-rank product, and multiples of itself.
+
+    Args:
+        space: The weight space.
+        block: The block.
+        width: d, also the rank of the product.
+    """
+
+    def __init__(self, space: WeightSpace, block: WeightBlock, width: int) -> None:
+        super().__init__()
+        source, target = space.group(block.source), space.group(block.target)
+        self.row = nn.Linear(width, block.in_ * block.depth) if source.role != "hidden" else None
+        self.column = nn.Linear(width, block.out * block.depth) if target.role != "hidden" else None
+        inner = self.row is None and self.column is None
+        self.left = nn.Linear(width, width * block.depth) if inner else None
+        self.right = nn.Linear(width, width) if inner else None
+        self.by_target = nn.Linear(width, block.depth) if target.role == "hidden" or self.row is not None else None
+        self.by_source = nn.Linear(width, block.depth) if source.role == "hidden" else None
+        for head in (self.left, self.row, self.column, self.by_target, self.by_source):
+            zero(head)
+
+    def forward(self, target: Tensor, source: Tensor | None, weight: Tensor) -> Tensor:
+        """(B, out, in, depth) from tokens (B, out, d) and (B, in, d), the latter None for inputs, and the block itself.
+
+        Args:
+            target: Tokens of the neurons that the block feeds.
+            source: Tokens of the neurons that it reads.
+            weight: (B, out, in, depth).
+        """
+        batch, out, size, depth = weight.shape
+        parts = []
+        if self.row is not None:
+            parts.append(self.row(target).view(batch, out, size, depth))
+        if self.column is not None and source is not None:
+            parts.append(self.column(source).view(batch, size, out, depth).transpose(1, 2))
+        if self.left is not None and self.right is not None and source is not None:
+            left = self.left(target).view(batch, out * depth, -1) / math.sqrt(target.shape[-1])
+            product = left @ self.right(source).transpose(1, 2)
+            parts.append(product.view(batch, out, depth, size).transpose(2, 3))
+        if self.by_target is not None:
+            parts.append(self.by_target(target)[:, :, None] * weight)
+        if self.by_source is not None and source is not None:
+            parts.append(self.by_source(source)[:, None] * weight)
+        return torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]
+
+
+class Layer(nn.Module):
+    """One update of all tokens.
+
+    Args:
+        width: d.
+        heads: Attention heads.
+        mlp: Width of the hidden layer, in multiples of d.
+        depths: Numbers that an edge of each block between tokens carries.
+        dropout: Probability of leaving out a number that is added.
+    """
+
+    def __init__(self, width: int, heads: int, mlp: int, depths: list[int], dropout: float) -> None:
+        super().__init__()
+        self.heads, self.depths = heads, depths
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 6 * width)
+        zero(self.modulation)
+        self.attend = nn.Linear(width, 3 * width)
+        self.inward = nn.ModuleList(nn.Linear(width, width * depth, bias=False) for depth in depths)
+        self.outward = nn.ModuleList(nn.Linear(width, width * depth, bias=False) for depth in depths)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, mlp * width), nn.GELU(), nn.Linear(mlp * width, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, tokens: Tensor, context: Tensor, weights: list[Tensor], spans: list[tuple[slice, slice]]
+    ) -> Tensor:
+        """New tokens (B, N, d).
+
+        Args:
+            tokens: (B, N, d).
+            context: (B, d), embedding of time and condition.
+            weights: Blocks between tokens, (B, out, in, depth).
+            spans: Which tokens the block of each place feeds and reads.
+        """
+        modulation = self.modulation(context)[:, None].chunk(6, dim=-1)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
+        seen = torch.addcmul(shift, self.norm(tokens), 1 + scale)
+        messages = self.out(self._attention(seen) + self._along_weights(seen, weights, spans))
+        tokens = torch.addcmul(tokens, 1 + gate, self.dropout(messages))
+        seen = torch.addcmul(mlp_shift, self.norm(tokens), 1 + mlp_scale)
+        return torch.addcmul(tokens, 1 + mlp_gate, self.dropout(self.mlp(seen)))
+
+    def _attention(self, seen: Tensor) -> Tensor:
+        batch, count, width = seen.shape
+        query, key, value = self.attend(seen).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, count, width)
+
+    def _along_weights(self, seen: Tensor, weights: list[Tensor], spans: list[tuple[slice, slice]]) -> Tensor:
+        """Messages (B, N, d) that weights carry, both ways."""
+        messages = torch.zeros_like(seen)
+        for weight, (target, source), into, out_of in zip(weights, spans, self.inward, self.outward, strict=True):
+            batch, out, size, depth = weight.shape
+            sent = into(seen[:, source]).view(batch, size * depth, -1)
+            messages[:, target] += weight.flatten(2) @ sent / math.sqrt(size * depth)
+            sent = out_of(seen[:, target]).view(batch, out * depth, -1)
+            messages[:, source] += weight.permute(0, 2, 1, 3).flatten(2) @ sent / math.sqrt(out * depth)
+        return messages
+
+
+def vector_head(space: WeightSpace, group: str, width: int) -> nn.Module:
+    """Projection from a group's states to its vectors; nothing where it has none."""
+    count = sum(vector.depth for vector in space.vectors if vector.group == group)
+    return nn.Linear(width, count) if count else nn.Identity()
+
+
+def zero(head: nn.Module | None) -> None:
+    """Let a layer give zero at first; a head that does not exist, or has no output, is passed over."""
+    if isinstance(head, nn.Linear):
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
