@@ -30,10 +30,11 @@ ROOMS: dict[str, set[str]] = {
     "metrics": {"weightspace", "geometry", "alignment", "tasks"},
     "schedule": set(),
     "optim": set(),
-    "module": {*MATHEMATICS, "description", "schedule"},
+    "checkpoint": {"weightspace", "description"},
+    "module": {*MATHEMATICS, "description", "schedule", "checkpoint"},
     "callbacks": {*MATHEMATICS, "tasks", "zoo", "metrics", "module", "description"},
     "api": {*MATHEMATICS, "tasks", "zoo", "metrics", "module", "callbacks", "description"},
-    "commands": {*MATHEMATICS, "tasks", "zoo", "metrics", "module", "callbacks", "api", "description"},
+    "commands": {*MATHEMATICS, "tasks", "zoo", "metrics", "module", "callbacks", "api", "description", "checkpoint"},
     "cli": {
         *MATHEMATICS,
         "tasks",

@@ -24,7 +24,6 @@ most some hundred megabytes), so that every process holds a whole one; sharding 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -41,6 +40,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from wsflow.checkpoint import described, fingerprints, refuse_other_space, refuse_undescribed
 from wsflow.description import DescriptionError, plain
 from wsflow.fields import Endpoint, Parametrization, RelationalTransformer, VectorField, Velocity
 from wsflow.flow import (
@@ -68,7 +68,6 @@ from wsflow.weightspace.randomness import RowGenerator
 TRAINING, VALIDATION, CALIBRATION = range(3)
 CALIBRATION_NETWORKS, CALIBRATION_BATCH = 512, 16
 PRIOR_TOLERANCE = 1.25
-INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 
 
 class FlowMatchingModule(LightningModule):
@@ -287,16 +286,9 @@ class FlowMatchingModule(LightningModule):
             ValueError: where the checkpoint was trained on another base network.
         """
         stored = checkpoint.get("hyper_parameters", {})
-        if self._trainer is None and set(stored) == {"space", "undescribed"}:
-            raise ValueError(
-                f"the checkpoint cannot rebuild its model, which was made in Python with an argument that has no "
-                f"description ({stored['undescribed']}): give load_from_checkpoint the arguments again"
-            )
-        if stored.get("space") and WeightSpace.from_description(stored["space"]) != self.space:
-            raise ValueError(
-                f"the checkpoint was trained on networks {_name(stored['space'])}, "
-                f"but this model is for {_name(self.space.description)}: another weight space"
-            )
+        if self._trainer is None:
+            refuse_undescribed(stored)
+        refuse_other_space(stored, self.space)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._loader_state = checkpoint.get("train_loader")
             differing = sorted(name for name in {*stored, *self.hparams} if stored.get(name) != self.hparams.get(name))
@@ -378,19 +370,4 @@ class FlowMatchingModule(LightningModule):
         parameters = inspect.signature(FlowMatchingModule.__init__).parameters
         given = {name: value for name, value in self.hparams.items() if value is not parameters[name].default}
         self.hparams.clear()
-        try:
-            self.hparams.update({name: plain(value) for name, value in given.items()}, _instantiator=INSTANTIATOR)
-        except DescriptionError as error:
-            # Such a module trains and samples; its checkpoint has to be told the arguments again.
-            self.hparams.update(space=given["space"], undescribed=str(error))
-
-
-def fingerprints(theta: Tensor) -> list[str]:
-    """A hash of each network's weights (n, D)."""
-    return [hashlib.blake2b(row.numpy().tobytes(), digest_size=8).hexdigest() for row in theta.float().cpu()]
-
-
-def _name(description: Any) -> str:
-    """A short form of a network's description."""
-    args = ", ".join(f"{key}={value}" for key, value in (description or {}).get("init_args", {}).items())
-    return f"{(description or {}).get('class_path', 'unknown').rpartition('.')[2]}({args})"
+        self.hparams.update(described(given))

@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader
 
 from wsflow.api import Flow, load
 from wsflow.callbacks import SampleWriter
+from wsflow.checkpoint import fingerprints
 from wsflow.commands.run import record_timing, run_folder, shown
 from wsflow.description import plain
 from wsflow.flow import Prior, Sampler, Solver, StartsPrior
-from wsflow.module import fingerprints
 from wsflow.zoo import Zoo
 
 

@@ -1,0 +1,59 @@
+"""What a checkpoint says of the model it holds: plain data, and refusals of one line."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from wsflow.description import DescriptionError, plain
+from wsflow.weightspace import WeightSpace
+
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+
+
+def described(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters that rebuild a model made in Python.
+
+    Args:
+        arguments: Those that were given, ``space`` among them; without what has its default value.
+
+    Returns:
+        Plain data; where an argument has no description, the space and the reason alone.  Such a model trains and
+        samples, but its checkpoint has to be told the arguments again.
+    """
+    try:
+        return {name: plain(value) for name, value in arguments.items()} | {"_instantiator": INSTANTIATOR}
+    except DescriptionError as error:
+        return {"space": arguments["space"], "undescribed": str(error)}
+
+
+def refuse_undescribed(stored: Mapping[str, Any]) -> None:
+    """Raise ValueError for hyperparameters that rebuild no model."""
+    if set(stored) == {"space", "undescribed"}:
+        raise ValueError(
+            f"the checkpoint cannot rebuild its model, which was made in Python with an argument that has no "
+            f"description ({stored['undescribed']}): give load_from_checkpoint the arguments again"
+        )
+
+
+def refuse_other_space(stored: Mapping[str, Any], space: WeightSpace) -> None:
+    """Raise ValueError for hyperparameters of a model of other networks than those of ``space``."""
+    if stored.get("space") and WeightSpace.from_description(stored["space"]) != space:
+        raise ValueError(
+            f"the checkpoint was trained on networks {_name(stored['space'])}, "
+            f"but this model is for {_name(space.description)}: another weight space"
+        )
+
+
+def fingerprints(theta: Tensor) -> list[str]:
+    """A hash of each network's weights (n, D)."""
+    return [hashlib.blake2b(row.numpy().tobytes(), digest_size=8).hexdigest() for row in theta.float().cpu()]
+
+
+def _name(description: Any) -> str:
+    """A short form of a network's description."""
+    args = ", ".join(f"{key}={value}" for key, value in (description or {}).get("init_args", {}).items())
+    return f"{(description or {}).get('class_path', 'unknown').rpartition('.')[2]}({args})"
