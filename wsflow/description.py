@@ -2,7 +2,8 @@
 
 An object is described by ``{"class_path": ..., "init_args": ...}``.  Its arguments are read from attributes of the same
 name, so a class that is to be described keeps each of them under its name.  A class becomes ``{"class_path": ...}``, a
-function its dotted path; a class with arguments is given as ``functools.partial(Class, argument=value)``.
+function its dotted path; a class with arguments is given as ``functools.partial(Class, argument=value)``, and arguments
+that the class takes as ``**kwargs`` are then listed under ``"dict_kwargs"``, where the command line expects them.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ def build(description: Mapping[str, Any], *args: Any) -> Any:
     """
     class_path = str(description.get("class_path", ""))
     kind = named(class_path)
-    given = {key: _rebuild(value) for key, value in (description.get("init_args") or {}).items()}
+    arguments = {**(description.get("init_args") or {}), **(description.get("dict_kwargs") or {})}
+    given = {key: _rebuild(value) for key, value in arguments.items()}
     try:
         return kind(*args, **given)
     except TypeError as error:
@@ -120,8 +122,12 @@ def build(description: Mapping[str, Any], *args: Any) -> Any:
 def _partial(value: partial[Any]) -> dict[str, Any]:
     if not isinstance(value.func, type) or value.args:
         raise DescriptionError(f"{value} is no partial of a class with keyword arguments alone")
-    return {"class_path": path(value.func), "init_args": plain(value.keywords)}
+    taken = inspect.signature(value.func).parameters
+    args, others = ({k: v for k, v in value.keywords.items() if (k in taken) is own} for own in (True, False))
+    described = {"class_path": path(value.func), "init_args": plain(args)}
+    return described | ({"dict_kwargs": plain(others)} if others else {})
 
 
 def _rebuild(value: Any) -> Any:
-    return build(value) if isinstance(value, Mapping) and set(value) == {"class_path", "init_args"} else value
+    keys = set(value) - {"dict_kwargs"} if isinstance(value, Mapping) else set()
+    return build(value) if keys == {"class_path", "init_args"} else value

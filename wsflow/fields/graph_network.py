@@ -101,7 +101,7 @@ class GraphNetwork(nn.Module):
         x, edge_index, edge_attr, context = _graphs(width, edge_width, torch.float64)
         state = self._moved()
         nodes = self._run(state, x, edge_index, edge_attr, context)
-        if _same(nodes, self._run(state, x, edge_index, edge_attr.flip(0), context)):
+        if _same(nodes, self._run(state, x, edge_index, edge_attr.square(), context)):
             raise ValueError(
                 f"{self.name} does not read edge_attr, so that it would not see the weights between hidden neurons; "
                 f"many networks of torch-geometric do where they are given edge_dim={edge_width}"
