@@ -92,6 +92,9 @@ class NeuronTransformer(VectorField):
         self.extra_out = nn.Linear(width, extra) if extra else None
         self.token_in = nn.ModuleList(NodeEncoder(space, i, width, neuron_embedding) for i in self._groups)
         self.read = nn.ModuleList(FixedAxes(space, block, width) for block in space.blocks)
+        for block, read in zip(space.blocks, self.read, strict=True):
+            if block.source not in self._names:
+                read.register_module("column", None)  # inputs are no tokens
         self.write = nn.ModuleList(TokenWriter(space, block, width) for block in space.blocks)
         self.vectors_out = nn.ModuleList(vector_head(space, space.groups[i].name, width) for i in self._groups)
         depths = [block.depth for block in self._inner]
@@ -199,7 +202,9 @@ class TokenWriter(nn.Module):
         super().__init__()
         source, target = space.group(block.source), space.group(block.target)
         self.row = nn.Linear(width, block.in_ * block.depth) if source.role != "hidden" else None
-        self.column = nn.Linear(width, block.out * block.depth) if target.role != "hidden" else None
+        self.column = (
+            nn.Linear(width, block.out * block.depth) if target.role != "hidden" and source.role == "hidden" else None
+        )
         inner = self.row is None and self.column is None
         self.left = nn.Linear(width, width * block.depth) if inner else None
         self.right = nn.Linear(width, width) if inner else None
@@ -223,7 +228,7 @@ class TokenWriter(nn.Module):
         if self.column is not None and source is not None:
             parts.append(self.column(source).view(batch, size, out, depth).transpose(1, 2))
         if self.left is not None and self.right is not None and source is not None:
-            left = self.left(target).view(batch, out * depth, -1) / math.sqrt(target.shape[-1])
+            left = self.left(target).view(batch, out * depth, target.shape[-1]) / math.sqrt(target.shape[-1])
             product = left @ self.right(source).transpose(1, 2)
             parts.append(product.view(batch, out, depth, size).transpose(2, 3))
         if self.by_target is not None:
@@ -278,17 +283,19 @@ class Layer(nn.Module):
 
     def _attention(self, seen: Tensor) -> Tensor:
         batch, count, width = seen.shape
-        query, key, value = self.attend(seen).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            self.attend(seen).view(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        )
         return scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, count, width)
 
     def _along_weights(self, seen: Tensor, weights: list[Tensor], spans: list[tuple[slice, slice]]) -> Tensor:
         """Messages (B, N, d) that weights carry, both ways."""
-        messages = torch.zeros_like(seen)
+        messages, width = torch.zeros_like(seen), seen.shape[-1]
         for weight, (target, source), into, out_of in zip(weights, spans, self.inward, self.outward, strict=True):
             batch, out, size, depth = weight.shape
-            sent = into(seen[:, source]).view(batch, size * depth, -1)
+            sent = into(seen[:, source]).view(batch, size * depth, width)
             messages[:, target] += weight.flatten(2) @ sent / math.sqrt(size * depth)
-            sent = out_of(seen[:, target]).view(batch, out * depth, -1)
+            sent = out_of(seen[:, target]).view(batch, out * depth, width)
             messages[:, source] += weight.permute(0, 2, 1, 3).flatten(2) @ sent / math.sqrt(out * depth)
         return messages
 
