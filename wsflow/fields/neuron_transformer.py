@@ -91,10 +91,11 @@ class NeuronTransformer(VectorField):
         self.extra_in = nn.Linear(extra, width) if extra else None
         self.extra_out = nn.Linear(width, extra) if extra else None
         self.token_in = nn.ModuleList(NodeEncoder(space, i, width, neuron_embedding) for i in self._groups)
-        self.read = nn.ModuleList(FixedAxes(space, block, width) for block in space.blocks)
-        for block, read in zip(space.blocks, self.read, strict=True):
+        readers = [FixedAxes(space, block, width) for block in space.blocks]
+        for block, reader in zip(space.blocks, readers, strict=True):
             if block.source not in self._names:
-                read.register_module("column", None)  # inputs are no tokens
+                reader.column = None  # inputs are no tokens
+        self.read = nn.ModuleList(readers)
         self.write = nn.ModuleList(TokenWriter(space, block, width) for block in space.blocks)
         self.vectors_out = nn.ModuleList(vector_head(space, space.groups[i].name, width) for i in self._groups)
         depths = [block.depth for block in self._inner]
