@@ -6,8 +6,22 @@ from wsflow.commands.evaluate import evaluate
 from wsflow.commands.experiment import experiment
 from wsflow.commands.export import export
 from wsflow.commands.import_ import import_
+from wsflow.commands.launch import launched, process_settings, restarted
 from wsflow.commands.predict import predict
 from wsflow.commands.table import table
 from wsflow.commands.transfer import transfer
 
-__all__ = ["barrier", "collect", "evaluate", "experiment", "export", "import_", "predict", "table", "transfer"]
+__all__ = [
+    "barrier",
+    "collect",
+    "evaluate",
+    "experiment",
+    "export",
+    "import_",
+    "launched",
+    "predict",
+    "process_settings",
+    "restarted",
+    "table",
+    "transfer",
+]

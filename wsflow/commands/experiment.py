@@ -67,8 +67,8 @@ def experiment(
         judged = split or plan.split
         for seed in plan.seeds if seeds is None else seeds:
             for case in chosen:
-                place = Path(folder, case.run, f"seed_{seed}")
-                done = _run_stages(_stages(case, place, seed, judged, plan.baselines, fit_only), place, run)
+                place = Path(folder, case.trained, f"seed_{seed}")
+                done = _run_stages(stages(case, place, seed, judged, plan.baselines, fit_only), place, run)
                 if fit_only:
                     continue
                 report = _report(case, place, judged)
@@ -82,18 +82,19 @@ def experiment(
         draw(files, results)
 
 
-def _chosen(file: str, points: Sequence[str] | None) -> list[Case]:
-    found, stem = cases(file), Path(file).stem
-    if points is None:
-        return found
-    known = list(dict.fromkeys(case.key.partition("_steps_")[0].removeprefix(f"{stem}_") for case in found))
-    missing = [name for name in points if name not in known]
-    if missing:
-        raise ValueError(f"{file} has no point {', '.join(missing)}; points are {', '.join(known)}")
-    return [case for case in found if case.key.partition("_steps_")[0].removeprefix(f"{stem}_") in points]
+def stages(
+    case: Case, place: Path, seed: int, split: str, baselines: bool = True, fit_only: bool = False
+) -> Iterator[Stage]:
+    """The commands of one seed of a case, in order.
 
-
-def _stages(case: Case, place: Path, seed: int, split: str, baselines: bool, fit_only: bool) -> Iterator[Stage]:
+    Args:
+        case: What to do.
+        place: The training's folder.
+        seed: Of the training and the samples.
+        split: Whose runs and data networks are held against.
+        baselines: Whether baselines are evaluated too.
+        fit_only: Whether the training is all.
+    """
     point = case.point
     configs = [part for path in case.configs for part in ("-c", str(path))]
     options = [f"--{name}={_text(value)}" for name, value in point.overrides.items()]
@@ -122,15 +123,24 @@ def _stages(case: Case, place: Path, seed: int, split: str, baselines: bool, fit
     yield Stage(f"{target.name}/evaluate", judged, {"options": judged})
 
 
+def _chosen(file: str, points: Sequence[str] | None) -> list[Case]:
+    found = cases(file)
+    known = list(dict.fromkeys(case.name for case in found))
+    missing = [name for name in points or [] if name not in known]
+    if missing:
+        raise ValueError(f"{file} has no point {', '.join(missing)}; points are {', '.join(known)}")
+    return [case for case in found if points is None or case.name in points]
+
+
 def _target(case: Case, place: Path, split: str) -> Path:
     """Where the networks and the report of a case lie."""
     return place / (case.key if split == "test" else f"{case.key}.{split}")
 
 
-def _run_stages(stages: Iterator[Stage], place: Path, run: Callable[[list[str]], None]) -> list[str]:
+def _run_stages(plan: Iterator[Stage], place: Path, run: Callable[[list[str]], None]) -> list[str]:
     """Run what is not done; the commands of all."""
     commands, again = [], False
-    for stage in stages:
+    for stage in plan:
         commands.append(shlex.join(["wsflow", *stage.arguments]))
         record = _read(place)
         known = record.get(stage.name, {})
@@ -158,7 +168,7 @@ def _report(case: Case, place: Path, split: str) -> dict[str, Any]:
     return report | times
 
 
-def _origin(case: Case, file: Path, stages: list[str]) -> dict[str, Any]:
+def _origin(case: Case, file: Path, commands: list[str]) -> dict[str, Any]:
     point = case.point
     settings = {
         "configs": [shown(path) for path in case.configs],
@@ -169,7 +179,7 @@ def _origin(case: Case, file: Path, stages: list[str]) -> dict[str, Any]:
         "checkpoint": point.checkpoint or CHECKPOINT,
     }
     command = shlex.join(["wsflow", "experiment", str(file)])
-    return {"command": command, "split": "test", "settings": settings, "stages": stages}
+    return {"command": command, "split": "test", "settings": settings, "stages": commands}
 
 
 def _show(case: Case, seed: int, report: Mapping[str, Any]) -> None:

@@ -91,6 +91,8 @@ class Case:
 
     Attributes:
         key: Under which figures are kept.
+        name: The point's name; empty where there are no points.
+        trained: The case whose training is used, this one unless another is named.
         line: The point's label, or the file's name.
         point: Settings, the experiment's and the point's together; ``steps`` is one number.
         configs: Existing config files of fit.
@@ -98,15 +100,12 @@ class Case:
     """
 
     key: str
+    name: str
+    trained: str
     line: str
     point: Point
     configs: tuple[Path, ...]
     transfer_configs: tuple[Path, ...]
-
-    @property
-    def run(self) -> str:
-        """The case whose training is used, this one unless another is named."""
-        return self.point.run or self.key.partition("_steps_")[0]
 
 
 def read_experiment(path: str | Path) -> Experiment:
@@ -140,10 +139,11 @@ def _cases(path: Path, name: str, point: Point) -> list[Case]:
     key = f"{path.stem}_{name}" if name else path.stem
     configs, others = (tuple(_existing(path, text) for text in t) for t in (point.configs, point.transfer_configs))
     line = point.label or name.replace("_", " ") or path.stem
+    trained = point.run or key
     if not isinstance(point.steps, list):
-        return [Case(key, line, point, configs, others)]
+        return [Case(key, name, trained, line, point, configs, others)]
     each = [(steps, Point(**_given(point) | {"steps": steps, "x": point.x or steps})) for steps in point.steps]
-    return [Case(f"{key}_steps_{steps}", line, one, configs, others) for steps, one in each]
+    return [Case(f"{key}_steps_{steps}", name, trained, line, one, configs, others) for steps, one in each]
 
 
 def _together(experiment: Experiment, point: Point) -> Point:

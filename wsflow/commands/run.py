@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
 TIMING = "timing.json"
 
 
@@ -15,6 +17,14 @@ def run_folder(ckpt_path: str | Path) -> Path:
     """The run that a checkpoint belongs to."""
     folder = Path(ckpt_path).resolve().parent
     return folder.parent if folder.name == "checkpoints" else folder
+
+
+def run_loggers(root: str | Path) -> list[Logger]:
+    """TensorBoard and CSV logs of one start, ``logs/<kind>/version_<k>`` in the run folder."""
+    folder = Path(root, "logs")
+    taken = [int(path.name[8:]) for path in folder.glob("*/version_*") if path.name[8:].isdecimal()]
+    version = max(taken, default=-1) + 1
+    return [TensorBoardLogger(folder, "tensorboard", version), CSVLogger(folder, "csv", version)]
 
 
 def shown(path: str | Path) -> str:

@@ -138,7 +138,7 @@ def _any(rows: list[tuple[Case, Mapping[str, Any]]], column: str) -> bool:
 
 
 def _label(case: Case) -> str:
-    return f"{case.line}, {case.point.steps} steps" if "_steps_" in case.key else case.line
+    return f"{case.line}, {case.point.steps} steps" if case.key.endswith(f"_steps_{case.point.steps}") else case.line
 
 
 def _heading(column: str) -> str:

@@ -1,0 +1,224 @@
+"""Experiments: every stage of every seed once, and figures that the program itself keeps."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from jsonargparse import ActionConfigFile
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from wsflow.cli import add_links, main
+from wsflow.commands.experiment import stages
+from wsflow.commands.experiment_file import cases
+from wsflow.commands.results import merge, read_results
+from wsflow.commands.table import filled
+from wsflow.module import FlowMatchingModule
+from wsflow.zoo import Zoo, ZooDataModule
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
+
+TASK = """
+import torch
+from wsflow.tasks import ClassificationTask
+
+class Bands(ClassificationTask):
+    def __init__(self, hidden: int = 3):
+        self.hidden = hidden
+
+    @property
+    def network(self):
+        args = {"widths": [2, self.hidden, 2]}
+        return {"class_path": "wsflow.weightspace.mlp", "init_args": args, "output_activation": "softmax"}
+
+    def load(self):
+        x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+        y = (x[:, 0] > 0).long()
+        return {"train": (x[:40], y[:40]), "val": (x[40:50], y[40:50]), "test": (x[50:], y[50:])}
+"""
+
+FIT = """
+trainer:
+  accelerator: cpu
+  max_epochs: 1
+  log_every_n_steps: 1
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks: [{class_path: ModelCheckpoint, init_args: {filename: last, enable_version_counter: false}}]
+model:
+  field:
+    class_path: RelationalTransformer
+    init_args: {width: 8, edge_width: 4, depth: 1, heads: 2}
+data:
+  task: {class_path: bands_task.Bands}
+  path: zoos/bands
+  batch_size: 8
+  collector:
+    class_path: Collector
+    init_args: {runs: 60, epochs: 1}
+"""
+
+EXPERIMENT = """
+title: Bands
+configs: [fit.yaml]
+n: 6
+steps: 2
+seeds: [0, 1]
+baselines: false
+overrides: {trainer.max_epochs: 1}
+points:
+  plain: {published: {samples.accuracy: 0.5}}
+  sweep: {run: bands_plain, steps: [1]}
+figure: steps.png
+"""
+
+
+@pytest.fixture
+def bands(package, tmp_path, monkeypatch):
+    """An experiment file on a plug-in task, in the working directory."""
+    (package / "bands_task.py").write_text(TASK)
+    (tmp_path / "fit.yaml").write_text(FIT)
+    (tmp_path / "bands.yaml").write_text(EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "bands.yaml"
+
+
+@pytest.fixture
+def run(bands, capsys):
+    """Run the experiment; the stages that it started."""
+
+    def command(*options):
+        capsys.readouterr()
+        assert main(["experiment", bands.name, "--results", "results.json", *options]) == 0
+        return re.findall(r"^experiment: wsflow (\w+)", capsys.readouterr().out, re.MULTILINE)
+
+    return command
+
+
+def test_every_stage_runs_once_and_every_seed_is_kept(run, bands, tmp_path):
+    assert run("--seeds", "0") == ["fit", *["predict", "evaluate"] * 2]
+    first = read_results("results.json")
+    assert list(first) == ["bands_plain", "bands_sweep_steps_1"]
+    assert "spread" not in first["bands_plain"]
+
+    assert run() == ["fit", *["predict", "evaluate"] * 2]
+    assert run() == []
+    found = read_results("results.json")["bands_plain"]
+    report = json.loads((tmp_path / "runs/experiments/bands_plain/seed_1/bands_plain/report.json").read_text())
+    for key in ("samples.accuracy", "samples.nn_ratio.function", "heldout.raw.loss", "best_single.accuracy"):
+        values = [found["by_seed"][seed][key] for seed in "01"]
+        assert values[1] == pytest.approx(report[key], rel=1e-5)
+        assert found[key] == pytest.approx(sum(values) / 2, rel=1e-5)
+        assert found["spread"][key] == pytest.approx(abs(values[0] - values[1]) / 2**0.5, rel=1e-3, abs=1e-12)
+    assert found["by_seed"]["0"] == first["bands_plain"]["by_seed"]["0"]
+    assert found["origin"]["seeds"] == [0, 1]
+    assert found["origin"]["settings"]["n"] == 6
+    assert "timing.fit" in found
+    assert (tmp_path / "steps.png").stat().st_size > 5_000
+
+
+def test_a_training_that_was_cut_short_goes_on(run, tmp_path):
+    run("--seeds", "0", "--points", "plain", "--fit_only")
+    place = tmp_path / "runs/experiments/bands_plain/seed_0"
+    record = json.loads((place / "experiment.json").read_text())
+    record["fit"]["done"] = False
+    (place / "experiment.json").write_text(json.dumps(record))
+    before = (place / "checkpoints/last.ckpt").read_bytes()
+    assert run("--seeds", "0", "--points", "plain") == ["fit", "predict", "evaluate"]
+    assert (place / "checkpoints/last.ckpt").read_bytes() == before  # nothing was left to train
+
+
+def test_validation_figures_are_shown_and_not_kept(run, tmp_path):
+    run("--seeds", "0", "--points", "plain", "--split", "val")
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_the_flow_of_one_width_is_sampled_at_another(run, bands, tmp_path):
+    text = bands.read_text() + "transfer: zoos/wide\ntransfer_configs: [fit.yaml]\n"
+    bands.write_text(text + "transfer_overrides: {data.task.init_args.hidden: 5}\n")
+    stages = ["fit", "collect", "transfer", "predict", "evaluate"]
+    assert run("--seeds", "0", "--points", "plain") == stages
+    samples = Zoo.open(tmp_path / "runs/experiments/bands_plain/seed_0/bands_plain/samples")
+    assert samples.space == Zoo.open(tmp_path / "zoos/wide").space
+    assert samples.theta.shape == (6, 2 * 5 + 5 + 5 * 2 + 2)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("[fit.yaml]", "[gone.yaml]", "bands.yaml names the config gone.yaml, and there is no file gone.yaml"),
+        ("n: 6", "networks: 6", "'networks' is not accepted"),
+        ("max_epochs: 1", "max_epochs: 3", "holds a training of other settings than the experiment's now"),
+    ],
+)
+def test_one_line_says_what_is_wrong(before, after, message, bands, tmp_path, error_of):
+    place = tmp_path / "runs/experiments/bands_plain/seed_0"
+    place.mkdir(parents=True)
+    (place / "experiment.json").write_text(json.dumps({"fit": {"settings": {"options": []}, "done": True}}))
+    bands.write_text(bands.read_text().replace(before, after))
+    assert message in error_of(["experiment", bands.name])
+    assert "there is no experiment file no.yaml" in error_of(["experiment", "no.yaml"])
+    if before == "max_epochs: 1":
+        assert "no point x; points are plain, sweep" in error_of(["experiment", bands.name, "--points", "x"])
+
+
+def test_figures_of_other_settings_are_not_averaged(tmp_path):
+    file = tmp_path / "results.json"
+    for seed, accuracy, steps in ((0, 0.5, 4), (1, 0.7, 4), (1, 0.9, 8)):
+        merge(file, "a", seed, {"samples.accuracy": accuracy, "samples.dispersion.w": 1.0}, {"settings": steps})
+        merge(file, "b", seed, {"samples.accuracy": accuracy}, {"settings": "same"})
+    found = read_results(file)
+    assert (found["a"]["samples.accuracy"], found["a"]["origin"]["seeds"]) == (0.9, [1])
+    assert (found["b"]["samples.accuracy"], found["b"]["origin"]["seeds"]) == (0.7, [0, 1])
+    assert "samples.dispersion.w" not in found["a"]
+
+
+def test_a_page_is_brought_up_to_date(bands, tmp_path):
+    merge("results.json", "bands_plain", 0, {"samples.accuracy": 0.8765, "samples.z_u": 1.234}, {"settings": 0})
+    page = tmp_path / "page.md"
+    page.write_text("# Results\n\n<!-- table: bands.yaml -->\nold\n<!-- end -->\n\nend\n")
+    assert main(["table", "--page", str(page), "--results", "results.json"]) == 0
+    text = page.read_text()
+    assert "old" not in text
+    assert text.endswith("<!-- end -->\n\nend\n")
+    assert "| plain | 0.876 | - | 0.500 | - | - | - | - | 1.23 | - | 0 |" in text
+    assert main(["table", "--page", "nowhere.md"]) == 1
+
+
+@pytest.fixture(scope="module")
+def parser():
+    """What fit and collect parse, without running anything."""
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_argument("-c", "--config", action=ActionConfigFile)
+    parser.add_argument("--seed_everything", type=int)
+    for kind, name in ((ZooDataModule, "data"), (FlowMatchingModule, "model"), (Trainer, "trainer")):
+        parser.add_lightning_class_args(kind, name)
+    add_links(parser)
+    return parser
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_every_experiment_composes_and_parses(file, parser, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = cases(file)
+    assert found
+    assert len({case.key for case in found}) == len(found)
+    new, seen = [], set[str]()
+    for case in found:
+        parts = {*map(str, case.configs), *case.point.overrides, *map(str, case.transfer_configs)}
+        new += [case] if parts - seen else []
+        seen |= parts
+    for case in new:
+        for name, *arguments in (stage.arguments for stage in stages(case, Path("place"), 0, "test")):
+            if name in ("fit", "collect"):
+                parser.parse_args(arguments)
+
+
+def test_the_tables_of_the_page_are_those_of_the_results(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "results.md").read_text()
+    assert filled(text, ROOT / "docs" / "results.json") == text
