@@ -60,7 +60,7 @@ from wsflow.flow import (
     sample_prior,
 )
 from wsflow.geometry import Euclidean, Geometry
-from wsflow.losses import FunctionalTerm
+from wsflow.losses import FunctionalTerm, Weighting
 from wsflow.schedule import WarmupCosine
 from wsflow.weightspace import WeightSpace, ZooBatch
 from wsflow.weightspace.randomness import RowGenerator
@@ -85,6 +85,7 @@ class FlowMatchingModule(LightningModule):
         parametrization: What the field's output means; Velocity by default.
         functional: Adds the base task's train loss of the predicted networks to what training minimises; none by
             default.
+        weighting: Weights the coordinates of the flow loss that training minimises; equal by default.
         optimizer: Makes the optimizer from the parameters; Adam at 2e-3 by default.
         scheduler: Makes the learning rate schedule from the optimizer and the number of training steps.
         validation_draws: Times that each validation network is drawn for the validation loss.
@@ -95,6 +96,7 @@ class FlowMatchingModule(LightningModule):
     """
 
     calibrated: Tensor
+    loss_weight: Tensor
 
     def __init__(
         self,
@@ -107,6 +109,7 @@ class FlowMatchingModule(LightningModule):
         path: ProbabilityPath | None = None,
         parametrization: Parametrization | None = None,
         functional: FunctionalTerm | None = None,
+        weighting: Weighting | None = None,
         optimizer: OptimizerCallable = lambda parameters: Adam(parameters, lr=2e-3),
         scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
         validation_draws: int = 4,
@@ -126,7 +129,9 @@ class FlowMatchingModule(LightningModule):
         self.time = time or BetaTime()
         self.path = path or GeodesicPath()
         self.parametrization = parametrization or Velocity()
-        self.functional = functional
+        self.functional, self.weighting = functional, weighting
+        if weighting is not None:
+            self.register_buffer("loss_weight", torch.ones(self.geometry.dim))
         if isinstance(self.path, SnapshotPath) and isinstance(self.parametrization, Endpoint):
             raise ValueError("SnapshotPath does not lead straight to the endpoint; choose the Velocity parametrization")
         self.optimizer, self.scheduler = optimizer, scheduler
@@ -153,6 +158,9 @@ class FlowMatchingModule(LightningModule):
         output = self.field(sample.x_t, sample.t, batch.label)
         loss = self._flow_loss(sample, output).mean()
         parts = {"flow_loss": loss.detach()}
+        if self.weighting is not None:
+            loss = self._flow_loss(sample, output, self.loss_weight).mean()
+            parts["weighted_loss"] = loss.detach()
         if self.functional is not None:
             end = self.parametrization.endpoint(output, self.geometry, sample.x_t, sample.t)
             theta = self.geometry.decode(self.geometry.finish(end))
@@ -201,10 +209,14 @@ class FlowMatchingModule(LightningModule):
         return torch.cat(parts) if len(numbers) else torch.empty(0, self.space.dim, device=self.device)
 
     @torch.no_grad()
-    def calibrate(self, batch: ZooBatch) -> None:
-        """Set the field's preconditioning from a batch of networks; :meth:`on_fit_start` does so by itself.
+    def calibrate(self, batch: ZooBatch, task: Any = None) -> None:
+        """Set the field's preconditioning and the loss's weights; :meth:`on_fit_start` does so by itself.
 
         Warns where the pairs of the coupling start elsewhere than the prior, since samples will start at the prior.
+
+        Args:
+            batch: Trained networks.
+            task: The base task, for weightings that need it.
         """
         generator = self._generator(CALIBRATION)
         # In small parts: a coupling may cost the square of its batch.
@@ -214,7 +226,10 @@ class FlowMatchingModule(LightningModule):
         targets = torch.cat([self.parametrization.target(self.geometry, part) for part in parts])
         self.field.calibrate(states, targets)
         self.calibrated.fill_(True)
-        self._compare_with_prior(torch.cat([part.x0 for part in parts]), generator)
+        x0, x1 = (torch.cat(ends) for ends in zip(*((part.x0, part.x1) for part in parts), strict=True))
+        self._compare_with_prior(x0, generator)
+        if self.weighting is not None:
+            self.loss_weight.copy_(self.weighting(self.geometry, x0, x1, task, generator))
 
     def setup(self, stage: str) -> None:
         """Let a prior of the zoo's starts know the training runs' starts, and a functional term the base task."""
@@ -228,7 +243,8 @@ class FlowMatchingModule(LightningModule):
         """Calibrate the field once, on networks that the data module gives; the same on every rank."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if not self.calibrated and hasattr(data, "calibration"):
-            self.calibrate(data.calibration(CALIBRATION_NETWORKS).to(self.device))
+            batch = data.calibration(CALIBRATION_NETWORKS).to(self.device)
+            self.calibrate(batch, getattr(data, "task", None))
 
     def on_train_start(self) -> None:
         """Let a resumed training go on with the batch that comes next.
@@ -308,9 +324,10 @@ class FlowMatchingModule(LightningModule):
             first = " ".join(str(error).split()[:40])
             raise ValueError(f"the checkpoint's weights do not fit this model's field: {first} ...") from error
 
-    def _flow_loss(self, sample: PathSample, output: Tensor) -> Tensor:
+    def _flow_loss(self, sample: PathSample, output: Tensor, weight: Tensor | None = None) -> Tensor:
         residual = self.parametrization.residual(output, self.geometry, sample)
-        return self.geometry.inner(sample.x_t, residual, residual) / self.geometry.dim
+        weighted = residual if weight is None else weight * residual
+        return self.geometry.inner(sample.x_t, residual, weighted) / self.geometry.dim
 
     def _evaluation_step(self, name: str, batch: ZooBatch, batch_idx: int) -> None:
         testing = self.trainer.testing

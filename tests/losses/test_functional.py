@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import describe
+from planted_task import Small
+from planted_task import networks as batch_of
 from torch import Tensor
 
 from wsflow.fields import Endpoint, MLPField, Velocity
@@ -14,29 +15,11 @@ from wsflow.flow import GeodesicPath
 from wsflow.geometry import Euclidean, Geometric, Normalized
 from wsflow.losses import FunctionalTerm
 from wsflow.module import FlowMatchingModule
-from wsflow.tasks import ClassificationTask, Gaussians
-from wsflow.weightspace import ZooBatch
+from wsflow.tasks import Gaussians
 
 GEOMETRIES = {"euclidean": Euclidean, "normalized": Normalized, "geometric": Geometric}
 FIELD = partial(MLPField, width=8, depth=1)
 PARAMETRIZATIONS = {"endpoint": Endpoint(), "projected": Endpoint(project=True), "velocity": Velocity()}
-
-
-class Small(ClassificationTask):
-    """A classifier 5-4-3-2 of 40 planted points."""
-
-    network = describe([5, 4, 3, 2])
-
-    def load(self):
-        generator = torch.Generator().manual_seed(1)
-        inputs = torch.randn(40, 5, generator=generator)
-        return dict.fromkeys(("train", "val", "test"), (inputs, (inputs[:, 0] > 0).long()))
-
-
-def batch(space, n: int = 6) -> ZooBatch:
-    generator = torch.Generator().manual_seed(0)
-    start = 0.5 * torch.randn(n, space.dim, generator=generator)
-    return ZooBatch(start + 1, start, torch.arange(n))
 
 
 def module_of(term: FunctionalTerm | None, **arguments) -> FlowMatchingModule:
@@ -77,7 +60,7 @@ def test_the_term_adds_the_gradient_of_the_task_loss(geometry, shared):
     task, term = Small(), FunctionalTerm(weight=0.7, batch_size=16, power=2.0, after=0.2, shared=shared)
     term.attach(task)
     module, plain = module_of(term, geometry=geometry), module_of(None, geometry=geometry)
-    networks = batch(module.space)
+    networks = batch_of(module.space)
     loss, parts = module.training_loss(networks, generator())
     bare, bare_parts = plain.training_loss(networks, generator())
     assert parts["flow_loss"] == bare_parts["flow_loss"] == bare
@@ -107,7 +90,7 @@ def test_the_term_adds_the_gradient_of_the_task_loss(geometry, shared):
 def test_the_validation_loss_is_the_plain_one():
     term = FunctionalTerm(weight=10.0, batch_size=8)
     module, plain = module_of(term), module_of(None)
-    networks = batch(module.space)
+    networks = batch_of(module.space)
     assert torch.equal(module.loss(networks, generator()), plain.loss(networks, generator()))
 
 
@@ -126,7 +109,7 @@ def test_what_a_term_needs_is_said(task, words):
     with pytest.raises(ValueError, match=words):
         FunctionalTerm().attach(task)
     with pytest.raises(ValueError, match="there is none"):
-        module_of(FunctionalTerm()).training_loss(batch(module_of(None).space), generator())
+        module_of(FunctionalTerm()).training_loss(batch_of(module_of(None).space), generator())
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,10 @@ class Geometry(nn.Module, ABC):
         space: The weight space.
         dim: Coordinates of a point.
         factors: Names of the factors, in the order of the weights that :meth:`inner` takes.
+        flat: Whether geodesics are straight lines and every vector is tangent.
     """
 
+    flat: bool = False
     _factor: Tensor
 
     def __init__(
@@ -120,6 +122,13 @@ class Geometry(nn.Module, ABC):
         if weight.shape != (len(self.factors),):
             raise ValueError(f"weight has shape {tuple(weight.shape)}, the geometry has {len(self.factors)} factors")
         return (u * v * weight[self._factor]).sum(-1)
+
+    @final
+    def factor_means(self, values: Tensor) -> Tensor:
+        """Values (dim,), one per coordinate, averaged over each factor."""
+        counts = torch.bincount(self._factor, minlength=len(self.factors))
+        sums = values.new_zeros(len(self.factors)).index_add_(0, self._factor, values)
+        return (sums / counts)[self._factor]
 
     @final
     def distance(self, x: Tensor, y: Tensor) -> Tensor:

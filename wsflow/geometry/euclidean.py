@@ -17,6 +17,8 @@ class Euclidean(Geometry):
         space: The weight space.
     """
 
+    flat = True
+
     def encode(self, theta: Tensor) -> Tensor:
         """The weights themselves, (B, D)."""
         self.space.check(theta)

@@ -27,6 +27,8 @@ class Normalized(CanonicalGeometry):
         ValueError: where the space has no canonical form; see :class:`wsflow.geometry.canonical.CanonicalForm`.
     """
 
+    flat = True
+
     def tangent(self, x: Tensor, v: Tensor) -> Tensor:
         """``v``: the velocity is that of flat space."""
         return v

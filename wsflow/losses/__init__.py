@@ -1,5 +1,6 @@
 """What is added to the flow matching loss, and how its residuals are weighted."""
 
 from wsflow.losses.functional import FunctionalTerm
+from wsflow.losses.weighting import Fisher, PerTensor, Weighting
 
-__all__ = ["FunctionalTerm"]
+__all__ = ["Fisher", "FunctionalTerm", "PerTensor", "Weighting"]
