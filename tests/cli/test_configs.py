@@ -10,6 +10,7 @@ import pytest
 
 import wsflow
 from wsflow.cli import main
+from wsflow.fields import PNAField
 from wsflow.zoo import Zoo
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -25,6 +26,7 @@ CASES = {
     "normalized-independent": ("breast_cancer", ("geometry/normalized", "coupling/independent")),
     "geometric-ot": ("breast_cancer", ("geometry/geometric", "coupling/ot")),
     "geometric-aligned_ot": ("digits", ("geometry/geometric", "coupling/aligned_ot")),
+    "euclidean-pna": ("breast_cancer", ("geometry/euclidean", "field/pna")),
 }
 
 
@@ -62,3 +64,37 @@ def test_a_config_trains_and_samples(case, command, tmp_path, images):
     assert flow.module.calibrated
     if overlays:
         assert type(flow.module.geometry).__name__.lower() == overlays[0].rpartition("/")[2]
+
+
+def test_the_field_of_an_overlay_takes_the_place_of_the_configs_own(command, tmp_path):
+    """The overlay comes last here: what makes configs small names a field, too."""
+    fit = command("fit", "-c", str(CONFIGS / "field" / "pna.yaml"), "--trainer.max_epochs", "1")
+    small = ["--model.field.init_args.width", "8", "--model.field.init_args.depth", "1"]
+    assert main([*fit, *small, "--data.batch_size", "4", "--trainer.limit_train_batches", "2"]) == 0
+    field = wsflow.load(tmp_path / "run" / "checkpoints" / "last.ckpt").module.field
+    assert isinstance(field, PNAField)
+    assert field.norm.normalized_shape == (8,)
+
+
+NETWORK = """
+model:
+  field:
+    class_path: MessagePassingField
+    init_args:
+      width: 8
+      edge_width: 4
+      network:
+        class_path: torch_geometric.nn.GAT
+        init_args: {hidden_channels: 8, num_layers: 2}
+        dict_kwargs: {edge_dim: 4}
+"""
+
+
+def test_a_network_of_torch_geometric_is_a_field_by_its_name(command, tmp_path):
+    overlay = tmp_path / "gat.yaml"
+    overlay.write_text(NETWORK)
+    fit = command("fit", "-c", str(overlay), "--trainer.max_epochs", "1", "--data.batch_size", "4")
+    assert main([*fit, "--trainer.limit_train_batches", "2"]) == 0
+    flow = wsflow.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert type(flow.module.field.network.network).__name__ == "GAT"
+    assert flow.sample(2).shape == (2, flow.weight_space.dim)
