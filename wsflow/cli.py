@@ -29,7 +29,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -48,7 +47,9 @@ from wsflow import (
     weightspace,
 )
 from wsflow.api import read_checkpoint
-from wsflow.commands.run import read_timing, record_timing, shown
+from wsflow.callbacks import FailTogether, Preemption
+from wsflow.commands.errors import one_line
+from wsflow.commands.run import read_timing, record_timing, run_loggers, shown
 from wsflow.module import FlowMatchingModule
 from wsflow.zoo import ZooDataModule, parse_share, share_from_environment
 from wsflow.zoo import commands as zoo_commands
@@ -56,11 +57,6 @@ from wsflow.zoo.write import MANIFEST
 
 PLUGINS = (alignment, callbacks, fields, flow, geometry, losses, optim, schedule, tasks, weightspace)
 """What configs can name without a package: jsonargparse finds the classes that have been imported."""
-
-NOISE = re.compile(
-    "Given value|Subtypes:|Errors:|Does not validate|Expected a (path|<class 'NoneType'>|<class 'list'>)"
-)
-"""Lines of jsonargparse's errors that tell of attempts nobody meant."""
 
 APPENDED = re.compile(r"^--aligner(=(?!\[).*)?$")
 """An aligner of several; a list in brackets replaces what came before."""
@@ -116,18 +112,25 @@ class WsflowCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint; in validate and test, its own settings of the model are used.
 
-        In fit they are not: a resumed training is configured by the config, and says where that differs.
+        In fit they are not: a resumed training is configured by the config, and says where that differs.  A job that
+        SLURM or torchrun has started again goes on by itself.
         """
         config = self.config[self.config.subcommand]
+        if self.config.subcommand == "fit" and config.ckpt_path is None and commands.restarted():
+            config.ckpt_path = "last"
         if config.ckpt_path and not str(config.ckpt_path).startswith(("last", "best", "hpc", "registry")):
             read_checkpoint(config.ckpt_path)
             if self.config.subcommand != "fit":
                 super()._parse_ckpt_path()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """TensorBoard and CSV logs in the run folder, unless the config has other loggers; checkpoints beside them."""
+        """TensorBoard and CSV logs in the run folder, unless the config has other loggers; checkpoints beside them.
+
+        Where torchrun or SLURM started the processes, these are the devices, unless the config gives a number.
+        """
         config = self._get(self.config_init, "trainer")
         root = config.get("default_root_dir") or "runs"
+        kwargs |= commands.process_settings(config)
         if config.get("logger") is None and not config.get("fast_dev_run"):
             kwargs["logger"] = run_loggers(root)
         trainer = super().instantiate_trainer(default_root_dir=root, **kwargs)
@@ -137,6 +140,7 @@ class WsflowCLI(LightningCLI):
         if self._fast:  # Lightning 2.6 saves last.ckpt even then
             for callback in trainer.checkpoint_callbacks:
                 trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
+        trainer.callbacks += [FailTogether(), Preemption()]  # type: ignore[attr-defined]
         return trainer
 
     def before_fit(self) -> None:
@@ -176,14 +180,6 @@ class WsflowCLI(LightningCLI):
         if self.datamodule.collector is not None and not Path(self.datamodule.path, MANIFEST).exists():
             self.datamodule.prepare_data()
             record_timing(root, collect=time.perf_counter() - begin)
-
-
-def run_loggers(root: str | Path) -> list[Logger]:
-    """TensorBoard and CSV logs of one start, ``logs/<kind>/version_<k>`` in the run folder."""
-    folder = Path(root, "logs")
-    taken = [int(path.name[8:]) for path in folder.glob("*/version_*") if path.name[8:].isdecimal()]
-    version = max(taken, default=-1) + 1
-    return [TensorBoardLogger(folder, "tensorboard", version), CSVLogger(folder, "csv", version)]
 
 
 def add_links(parser: LightningArgumentParser) -> None:
@@ -339,8 +335,9 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         print(f"wsflow: error: {one_line(error)}", file=sys.stderr)
         return 1
-    except SIGTERMException:  # an exit that Lightning gives no status, so that a script would go on
-        print("wsflow: stopped by SIGTERM; continue the training with --ckpt_path last", file=sys.stderr)
+    except SIGTERMException as stop:  # an exit that Lightning gives no status, so that a script would go on
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            print(f"wsflow: {stop}", file=sys.stderr)
         return TERMINATED
     return 0
 
@@ -349,14 +346,6 @@ def entry() -> None:
     """The console script; as with ``python -m wsflow``, classes of modules in the working directory are found."""
     sys.path.append(str(Path.cwd()))
     sys.exit(main())
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error on one line, without jsonargparse's listing of what it tried."""
-    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-    text = " ".join(line for line in lines if line and not NOISE.match(line)) or type(error).__name__
-    text = re.sub(r"Type \S*Callable\[.*\] expects a function or a callable class: ", "", text)
-    return re.sub(r"Expected a dot import path string: (\S+)", r"no class \1 is known; give the full path of one", text)
 
 
 def _dispatch(args: list[str]) -> None:

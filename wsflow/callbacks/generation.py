@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from wsflow.flow import Prior, Sampler, StartsPrior
 from wsflow.metrics import Evaluation, EvaluationMetric
@@ -23,6 +25,10 @@ UNTOLD = (
     *(f"heldout.{name}" for name in ("nn_ratio.", "z_u", "dispersion", "ensemble_size")),
 )
 """Beginnings of keys that are not logged: held-out runs are their own measure, so that these never change."""
+
+
+class OtherProcessError(RuntimeError):
+    """Another process has failed, so this one cannot go on."""
 
 
 class GenerationCallback(Callback):
@@ -58,14 +64,33 @@ class GenerationCallback(Callback):
         if not isinstance(pl_module, FlowMatchingModule) or not self._due(trainer):
             return
         metric = self._prepared(trainer, pl_module)
-        share = range(trainer.global_rank, self.n, trainer.world_size)
-        metric.update(
-            pl_module.sample(share, self.seed, self.sampler, self.batch_size, self._prior(trainer, pl_module))
-        )
+        metric.update(self._share(trainer, pl_module))
         values = metric.compute()
         metric.reset()
         shown = {key: value for key, value in values.items() if not key.startswith(UNTOLD)}
         pl_module.log_dict({key.replace(".", "/", 1): value for key, value in shown.items()}, sync_dist=True)
+
+    def _share(self, trainer: Trainer, module: FlowMatchingModule) -> Tensor:
+        """This process's networks (n, D): consecutive ones, so that all together come in the order of their indices.
+
+        Where a process fails, all do, before they wait for each other's networks.
+        """
+        rank, world = trainer.global_rank, trainer.world_size
+        share, failure, theta = range(rank * self.n // world, (rank + 1) * self.n // world), None, None
+        try:
+            theta = module.sample(share, self.seed, self.sampler, self.batch_size, self._prior(trainer, module))
+        except Exception as error:  # whatever it is, the others must hear of it
+            failure = error
+        if world > 1:
+            failed = trainer.strategy.reduce(
+                torch.tensor(float(failure is not None), device=module.device), None, "sum"
+            )
+            if failure is None and failed > 0:
+                raise OtherProcessError("another process failed to generate its networks")
+        if failure is not None:
+            raise failure
+        assert theta is not None
+        return theta
 
     @staticmethod
     def _prior(trainer: Trainer, module: FlowMatchingModule) -> Prior:

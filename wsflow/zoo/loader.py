@@ -71,7 +71,7 @@ class NetworkLoader:
     def batches(self, epoch: int) -> list[Tensor]:
         """The row numbers of each of this process's batches in an epoch."""
         if not self.shuffle:
-            return list(torch.split(self.rows[self.rank :: self.world], self.batch_size))
+            return list(torch.split(self.rows[self.rank :: self.world].contiguous(), self.batch_size))
         generator = self._generator(0, epoch)
         order = torch.cat([torch.randperm(len(self.rows), generator=generator) for _ in range(self.passes)])
         size = self.world * self.batch_size
