@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -42,7 +41,16 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from wsflow.checkpoint import described, fingerprints, refuse_other_space, refuse_undescribed
 from wsflow.description import DescriptionError, plain
-from wsflow.fields import Endpoint, Parametrization, RelationalTransformer, VectorField, Velocity
+from wsflow.fields import (
+    Endpoint,
+    Parametrization,
+    RelationalTransformer,
+    SelfConditioned,
+    VectorField,
+    Velocity,
+    follow,
+    predict,
+)
 from wsflow.flow import (
     BetaTime,
     Coupling,
@@ -58,16 +66,16 @@ from wsflow.flow import (
     TimeLaw,
     sample_generators,
     sample_prior,
+    size_mismatch,
 )
 from wsflow.geometry import Euclidean, Geometry
 from wsflow.losses import FunctionalTerm, Weighting
 from wsflow.schedule import WarmupCosine
 from wsflow.weightspace import WeightSpace, ZooBatch
-from wsflow.weightspace.randomness import RowGenerator
+from wsflow.weightspace.randomness import RowGenerator, common
 
 TRAINING, VALIDATION, CALIBRATION = range(3)
 CALIBRATION_NETWORKS, CALIBRATION_BATCH = 512, 16
-PRIOR_TOLERANCE = 1.25
 
 
 class FlowMatchingModule(LightningModule):
@@ -150,12 +158,13 @@ class FlowMatchingModule(LightningModule):
     def loss(self, batch: ZooBatch, generator: torch.Generator) -> Tensor:
         """Flow matching loss of each network of a batch, (B,), per coordinate."""
         sample = self.draw(batch, generator)
-        return self._flow_loss(sample, self.field(sample.x_t, sample.t, batch.label))
+        return self._flow_loss(sample, self._predict(sample, batch.label))
 
     def training_loss(self, batch: ZooBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean that training minimises, and its parts without gradient, by name; ``flow_loss`` is one of them."""
         sample = self.draw(batch, generator)
-        output = self.field(sample.x_t, sample.t, batch.label)
+        estimate = isinstance(self.field, SelfConditioned) and self.field.draws_estimate(common(generator))
+        output = self._predict(sample, batch.label, estimate)
         loss = self._flow_loss(sample, output).mean()
         parts = {"flow_loss": loss.detach()}
         if self.weighting is not None:
@@ -170,7 +179,7 @@ class FlowMatchingModule(LightningModule):
         return loss, parts
 
     def velocity(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Velocity (B, dim) of the flow at states ``x`` (B, dim) and times ``t`` (B,)."""
+        """Velocity (B, dim) of the flow at states ``x`` (B, dim) and times ``t`` (B,), by a field without memory."""
         return self.parametrization.velocity(self.field(x, t, condition), self.geometry, x, t)
 
     @torch.no_grad()
@@ -324,6 +333,9 @@ class FlowMatchingModule(LightningModule):
             first = " ".join(str(error).split()[:40])
             raise ValueError(f"the checkpoint's weights do not fit this model's field: {first} ...") from error
 
+    def _predict(self, sample: PathSample, label: Tensor | None, estimate: bool = True) -> Tensor:
+        return predict(self.field, self.parametrization, self.geometry, sample.x_t, sample.t, label, estimate)
+
     def _flow_loss(self, sample: PathSample, output: Tensor, weight: Tensor | None = None) -> Tensor:
         residual = self.parametrization.residual(output, self.geometry, sample)
         weighted = residual if weight is None else weight * residual
@@ -339,7 +351,8 @@ class FlowMatchingModule(LightningModule):
     def _solve(self, indices: list[int], seed: int, sampler: Sampler, prior: Prior) -> Tensor:
         x0 = sample_prior(prior, self.geometry, seed, indices).to(self.device)
         generators = sample_generators(seed, indices)
-        x = sampler(self.velocity, self.geometry, x0, generators, self.parametrization.singular_end)
+        velocity = follow(self.field, self.parametrization, self.geometry)
+        x = sampler(velocity, self.geometry, x0, generators, self.parametrization.singular_end)
         theta = self.geometry.decode(x)
         finite = theta.isfinite().all(1)
         if not finite.all():
@@ -348,18 +361,14 @@ class FlowMatchingModule(LightningModule):
         return theta
 
     def _compare_with_prior(self, x0: Tensor, generator: torch.Generator) -> None:
-        prior = self.prior.sample(len(x0), self.geometry, generator).to(x0)
-        for tensor in self.space.tensors:
-            size, other = (x[:, tensor.slice].square().mean().sqrt().clamp_min(1e-12) for x in (x0, prior))
-            ratio, chance = float(size / other), 5 / math.sqrt(len(x0) * tensor.numel)
-            if abs(math.log(ratio)) > math.log(PRIOR_TOLERANCE) + chance:
-                rank_zero_warn(
-                    f"training starts where sampling does not: {type(self.coupling).__name__} gives starts whose "
-                    f"{tensor.name} is {ratio:.2f} times the size of what {type(self.prior).__name__} draws; "
-                    "give the prior the law of the zoo's initial weights",
-                    category=UserWarning,
-                )
-                return
+        found = size_mismatch(self.space, x0, self.prior.sample(len(x0), self.geometry, generator).to(x0))
+        if found is not None:
+            rank_zero_warn(
+                f"training starts where sampling does not: {type(self.coupling).__name__} gives starts whose "
+                f"{found[0]} is {found[1]:.2f} times the size of what {type(self.prior).__name__} draws; "
+                "give the prior the law of the zoo's initial weights",
+                category=UserWarning,
+            )
 
     def _row_generator(self, loader: Any, batch: ZooBatch, batch_idx: int, *purpose: int) -> RowGenerator:
         """A stream for each network of a batch; loaders that do not say where it stands are taken to give equal parts.

@@ -8,6 +8,7 @@ from wsflow.fields.neuron_transformer import NeuronTransformer
 from wsflow.fields.parametrization import ConditionalSample, Endpoint, Parametrization, Velocity
 from wsflow.fields.pna import PNAField
 from wsflow.fields.relational_transformer import RelationalTransformer
+from wsflow.fields.self_conditioned import SelfConditioned, follow, predict
 from wsflow.fields.time_embedding import TimeEmbedding
 
 __all__ = [
@@ -20,8 +21,11 @@ __all__ = [
     "PNAField",
     "Parametrization",
     "RelationalTransformer",
+    "SelfConditioned",
     "TimeEmbedding",
     "VectorField",
     "Velocity",
     "check_same_ends",
+    "follow",
+    "predict",
 ]

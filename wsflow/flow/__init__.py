@@ -8,7 +8,15 @@ from wsflow.flow.coupling import (
     TrajectoryCoupling,
 )
 from wsflow.flow.path import ConstantNoisePath, GeodesicPath, PathSample, ProbabilityPath
-from wsflow.flow.prior import GaussianPrior, NetworkPrior, NoDensityError, Prior, StartsPrior, sample_prior
+from wsflow.flow.prior import (
+    GaussianPrior,
+    NetworkPrior,
+    NoDensityError,
+    Prior,
+    StartsPrior,
+    sample_prior,
+    size_mismatch,
+)
 from wsflow.flow.sampler import Sampler
 from wsflow.flow.snapshot_path import SnapshotPath
 from wsflow.flow.solver import RK4, Euler, Heun, Solver, integrate
@@ -43,4 +51,5 @@ __all__ = [
     "sample_generator",
     "sample_generators",
     "sample_prior",
+    "size_mismatch",
 ]

@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from wsflow.geometry import Euclidean, Geometry
-from wsflow.weightspace import GaussianInitializer, Initializer, NetworkInitializer
+from wsflow.weightspace import GaussianInitializer, Initializer, NetworkInitializer, WeightSpace
 from wsflow.weightspace.randomness import draw_rows, sample_generator, sample_generators
+
+TOLERANCE = 1.25
+"""Ratio of sizes of starts that is taken for chance."""
 
 
 class NoDensityError(ValueError):
@@ -152,6 +155,16 @@ class StartsPrior(Prior):
 def sample_prior(prior: Prior, geometry: Geometry, seed: int, indices: Iterable[int]) -> Tensor:
     """States (n, dim) of the samples with these indices, however the indices are split over calls and processes."""
     return prior.sample_each(seed, indices, geometry)
+
+
+def size_mismatch(space: WeightSpace, x0: Tensor, drawn: Tensor) -> tuple[str, float] | None:
+    """The first tensor whose size in ``x0`` (n, dim) is another than in as many draws of a prior, and the ratio."""
+    for tensor in space.tensors:
+        size, other = (x[:, tensor.slice].square().mean().sqrt().clamp_min(1e-12) for x in (x0, drawn))
+        ratio, chance = float(size / other), 5 / math.sqrt(len(x0) * tensor.numel)
+        if abs(math.log(ratio)) > math.log(TOLERANCE) + chance:
+            return tensor.name, ratio
+    return None
 
 
 def _draw(initializer: Initializer, n: int, geometry: Geometry, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,179 @@
+r"""Fields that see what they predicted before (self-conditioning, Chen, Zhang and Hinton 2023, "Analog Bits").
+
+A field that predicts the endpoint does so anew at every step of the solver, and forgets.  Here it is given its last
+estimate :math:`\tilde x_1` too,
+
+.. math:: f(x_t, t, \tilde x_1) , \quad \tilde x_1 = \text{endpoint predicted by } f(x_t, t, 0) ,
+
+in training in half of the steps (else 0), without derivative through the estimate; in sampling the estimate of one
+evaluation is handed on to the next, at no cost.  The validation loss is taken with an estimate, as sampling has one.
+
+*No field has to know of it.*  The pair :math:`(x_t, \tilde x_1)` is a point of the weight space of the same network
+with two numbers in the place of each weight, a kernel of twice the size: the field runs on that space
+(:func:`pair_space`), and half of its output is used.  A field that is equivariant there is so in both arguments.
+
+What samples follow is no longer the flow of one vector field, as the velocity depends on the steps before; nothing here
+needs that it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from wsflow.fields.base import VectorField
+from wsflow.fields.parametrization import Parametrization
+from wsflow.fields.relational_transformer import RelationalTransformer
+from wsflow.geometry import Geometry
+from wsflow.weightspace import GroupVector, WeightBlock, WeightSpace
+
+
+class SelfConditioned(VectorField):
+    """Any field, given its last estimate of the endpoint.
+
+    Args:
+        space: The weight space.
+        extra: Trailing coordinates that are no weights.
+        field: Makes the field, on a space with two numbers for each weight; RelationalTransformer by default.
+        probability: Of a training step with an estimate.
+
+    Raises:
+        ValueError: for a probability out of [0, 1].
+    """
+
+    _first: Tensor
+    _order: Tensor
+
+    def __init__(
+        self,
+        space: WeightSpace,
+        extra: int = 0,
+        field: Callable[[WeightSpace, int], VectorField] | None = None,
+        probability: float = 0.5,
+    ) -> None:
+        super().__init__(space, extra)
+        if not 0 <= probability <= 1:
+            raise ValueError(f"probability must lie in [0, 1], got {probability}")
+        self.probability = probability
+        self.field = (field or RelationalTransformer)(self._follow(space), 2 * extra)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, estimate: Tensor | None = None) -> Tensor:
+        """The field's output, (B, D + extra), at states x, times t and estimates (B, D + extra); 0 where None."""
+        self._check(x, "states")
+        pair = self._pair(x, torch.zeros_like(x) if estimate is None else estimate)
+        output: Tensor = self.field(pair, t, condition)[:, self._first]
+        return output
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, target: Tensor) -> None:
+        """As every field does; estimates get the scale of states."""
+        self.field.calibrate(self._pair(x, x), self._pair(target, target))
+
+    def draws_estimate(self, generator: torch.Generator | None) -> bool:
+        """Whether a training step has an estimate."""
+        return float(torch.rand((), generator=generator)) < self.probability
+
+    def _pair(self, x: Tensor, estimate: Tensor) -> Tensor:
+        dim = self.space.dim
+        weights = torch.cat([x[:, :dim], estimate[:, :dim]], dim=1)[:, self._order]
+        return torch.cat([weights, x[:, dim:], estimate[:, dim:]], dim=1)
+
+    def _follow(self, space: WeightSpace) -> WeightSpace:
+        """Set the order of coordinates; returns the space of pairs."""
+        pairs, order = pair_space(space)
+        extra = torch.arange(self.extra) + pairs.dim
+        self.register_buffer("_order", order.to(self._entry.device), persistent=False)
+        first = torch.cat([order.argsort()[: space.dim], extra])
+        self.register_buffer("_first", first.to(self._entry.device), persistent=False)
+        return pairs
+
+    def _bind(self, space: WeightSpace) -> None:
+        self.field = self.field.bind(self._follow(space))
+
+
+def pair_space(space: WeightSpace) -> tuple[WeightSpace, Tensor]:
+    """The space of pairs of networks: every edge and neuron carries the numbers of both.
+
+    It has no rescalings, statistics or network of its own.
+
+    Returns:
+        The space, and (2 D,) where each of its coordinates stands in the two networks one after the other.
+
+    Raises:
+        ValueError: for a tensor of pieces that cannot be widened alike.
+    """
+    blocks, vectors = tuple(map(_wide_block, space.blocks)), tuple(map(_wide_vector, space.vectors))
+    pieces: tuple[WeightBlock | GroupVector, ...] = (*space.blocks, *space.vectors)
+    wides: tuple[WeightBlock | GroupVector, ...] = (*blocks, *vectors)
+    pairs = WeightSpace(space.groups, blocks, vectors)
+    places, order = torch.arange(2 * space.dim), torch.full((2 * space.dim,), -1)
+    for piece, wide in zip(pieces, wides, strict=True):
+        first = piece.view(places[: space.dim])
+        order[wide.view(places)] = torch.cat([first, first + space.dim], dim=-1)
+    if not torch.equal(order.sort().values, places):
+        raise ValueError("self-conditioning cannot pair tensors that list some neurons by position and others not")
+    return pairs, order
+
+
+def predict(
+    field: VectorField,
+    parametrization: Parametrization,
+    geometry: Geometry,
+    x: Tensor,
+    t: Tensor,
+    condition: Tensor | None = None,
+    estimate: bool = True,
+) -> Tensor:
+    """A field's output (B, dim); a self-conditioned one first predicts an endpoint, unless ``estimate`` is False."""
+    if not isinstance(field, SelfConditioned):
+        output: Tensor = field(x, t, condition)
+        return output
+    end = None
+    if estimate:
+        with torch.no_grad():
+            end = parametrization.endpoint(field(x, t, condition), geometry, x, t)
+        torch.clear_autocast_cache()  # it holds weights that were cast without derivative
+    return field.forward(x, t, condition, end)
+
+
+def follow(
+    field: VectorField, parametrization: Parametrization, geometry: Geometry
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The velocity of one solution of the flow; a self-conditioned field's estimates go from call to call."""
+    last: list[Tensor] = []
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        if not isinstance(field, SelfConditioned):
+            return parametrization.velocity(field(x, t), geometry, x, t)
+        output = field(x, t, None, last[0] if last else None)
+        last[:] = [parametrization.endpoint(output, geometry, x, t)]
+        return parametrization.velocity(output, geometry, x, t)
+
+    return velocity
+
+
+def _wide_block(block: WeightBlock) -> WeightBlock:
+    return dataclasses.replace(
+        block,
+        kernel=(2, *block.kernel),
+        shape=(*block.shape, 2),
+        start=2 * block.start,
+        column=2 * block.column,
+        source_scale=None,
+        target_scale=None,
+    )
+
+
+def _wide_vector(vector: GroupVector) -> GroupVector:
+    return dataclasses.replace(
+        vector,
+        depth=2 * vector.depth,
+        shape=(2, *vector.shape) if vector.leading else (*vector.shape, 2),
+        start=2 * vector.start,
+        row=vector.row if vector.leading else 2 * vector.row,
+        scale=None,
+        source_scale=None,
+    )
