@@ -13,11 +13,11 @@ DOCS = Path(__file__).parents[1] / "docs"
 FENCE = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["symmetries.md"])
-def test_examples_run_and_print_what_the_page_says(page: str) -> None:
+@pytest.mark.parametrize(("page", "least"), [("symmetries.md", 11), ("fields.md", 6)])
+def test_examples_run_and_print_what_the_page_says(page: str, least: int) -> None:
     names: dict[str, object] = {"__name__": page}
     blocks = FENCE.findall((DOCS / page).read_text())
-    assert len(blocks) > 10
+    assert len(blocks) >= least
     for (language, code), following in zip(blocks, [*blocks[1:], ("", "")], strict=True):
         if language != "python":
             continue
