@@ -22,7 +22,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -307,12 +306,12 @@ def main() -> None:
     options = parser.parse_args()
     store = options.store.resolve()
     if options.what == "run":
-        return start(store, options)
+        start(store, options)
+        return
     given, secrets = (dict(pair.split("=", 1) for pair in pairs) for pairs in (options.build_arg, options.secret))
     image = Builder(store, options.context.resolve(), options.base, given, secrets).build()
     print(f"image {image.key[:16]}: {len(image.layers)} layers, entry point {image.entrypoint}, user {image.user}")
-    return None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
