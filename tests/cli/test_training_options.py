@@ -1,0 +1,95 @@
+"""Each training option from a config: it trains, resumes exactly, and its checkpoint needs no data."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+import wsflow
+from wsflow.cli import main
+from wsflow.fields import SelfConditioned
+from wsflow.flow import Sampler, SnapshotPath
+from wsflow.losses import Fisher, FunctionalTerm, PerTensor
+
+FIELD = "{class_path: RelationalTransformer, init_args: {width: 8, edge_width: 4, depth: 1, heads: 2}}"
+OPTIONS = {
+    "functional": ("functional: {class_path: FunctionalTerm, init_args: {weight: 0.1, batch_size: 16}}", ""),
+    "per-tensor": ("weighting: PerTensor", ""),
+    "fisher": ("weighting: {class_path: Fisher, init_args: {networks: 4, points: 4}}", ""),
+    "self-conditioned": (f"field: {{class_path: SelfConditioned, init_args: {{field: {FIELD}}}}}", ""),
+    "snapshots": ("path: SnapshotPath", "data: {snapshots: true}"),
+}
+KINDS = {
+    "functional": lambda module: isinstance(module.functional, FunctionalTerm) and module.functional.batch_size == 16,
+    "per-tensor": lambda module: isinstance(module.weighting, PerTensor),
+    "fisher": lambda module: isinstance(module.weighting, Fisher) and module.loss_weight.unique().numel() > 9,
+    "self-conditioned": lambda module: (
+        isinstance(module.field, SelfConditioned) and len(module.field.field.layers) == 1
+    ),
+    "snapshots": lambda module: isinstance(module.path, SnapshotPath),
+}
+LOGGED = {"functional": "train/functional_loss", "per-tensor": "train/weighted_loss", "fisher": "train/weighted_loss"}
+ZOO = """
+data:
+  collector:
+    init_args:
+      epochs: 1
+      snapshots: {class_path: EverySnapshot, init_args: {interval: 3}}
+trainer:
+  callbacks:
+    - class_path: EMA
+      init_args: {decay: 0.9}
+    - class_path: ModelCheckpoint
+      init_args: {filename: "{epoch}", save_top_k: -1, auto_insert_metric_name: false, enable_version_counter: false}
+"""
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a zoo with snapshots on the way is collected, once."""
+    return tmp_path_factory.mktemp("snapshots") / "zoo"
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_trains_and_resumes_exactly(option, command, zoo, tmp_path):
+    overlay, (model, data) = tmp_path / "option.yaml", OPTIONS[option]
+    overlay.write_text(f"model:\n  {model}\n{data}\n")
+    (tmp_path / "zoo.yaml").write_text(ZOO)
+    extra = ("-c", str(tmp_path / "zoo.yaml"), "-c", str(overlay), "--data.path", str(zoo))
+    run = command("fit", *extra)
+    assert main(run) == 0
+    first, whole = (tmp_path / "run" / "checkpoints" / f"{epoch}.ckpt" for epoch in (0, 1))
+
+    place = ["--trainer.default_root_dir", str(tmp_path / "resumed")]
+    assert main([*run, *place, "--ckpt_path", str(first)]) == 0
+    resumed = tmp_path / "resumed" / "checkpoints" / "1.ckpt"
+    states = [torch.load(path, weights_only=True) for path in (whole, resumed)]
+    assert states[0]["global_step"] == states[1]["global_step"] == 8
+    for part in ("state_dict", "ema_weights"):
+        for name, value in states[0][part].items():
+            assert torch.equal(value, states[1][part][name]), name
+
+    module = wsflow.load(whole).module
+    assert KINDS[option](module)
+    assert module.sample(range(2), sampler=Sampler(steps=2)).isfinite().all()
+    (metrics,) = (tmp_path / "run" / "logs").glob("csv/*/metrics.csv")
+    with metrics.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len([row for row in rows if row.get(LOGGED.get(option, "train/flow_loss"))]) == 8
+
+
+def test_a_functional_term_without_data_is_one_line(command, error_of, tmp_path):
+    overlay = tmp_path / "option.yaml"
+    overlay.write_text(f"model:\n  {OPTIONS['functional'][0]}\n")
+    assert "FunctionalTerm needs the train data of the base task" in error_of(
+        command("fit", "-c", str(overlay), config="gaussians")
+    )
+
+
+def test_snapshots_that_a_zoo_lacks_are_one_line(command, error_of):
+    missing = error_of(command("fit", "--data.snapshots", "true"))
+    assert "such as those collected with EverySnapshot" in missing
+    assert "set snapshots: true" in error_of(command("fit", "--model.path", "SnapshotPath"))
