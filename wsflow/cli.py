@@ -385,6 +385,7 @@ def _quieten() -> None:
         r"Checkpoint directory .* exists and is not empty",  # before_fit refuses what this warns of
         r"The dirpath has changed",  # a run's folder is the config's business
         r".*there is no last checkpoint available",  # --ckpt_path last: go on if there is something to go on from
+        r"The `srun` command is available",  # on a cluster's login node, or under torchrun, it need not be used
         r".*`torch.jit.script` is deprecated.*",  # torch-geometric scripts functions when imported
     ):
         warnings.filterwarnings("ignore", message)

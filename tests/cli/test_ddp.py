@@ -1,32 +1,41 @@
-"""Two processes do what one does."""
+"""Two processes do what one does, whoever starts them."""
 
 from __future__ import annotations
 
-import csv
 import os
-import subprocess
-import sys
+from pathlib import Path
 
+import pytest
 import torch
+from processes import TORCHRUN, WSFLOW, finish, free_port, logged, slurm, start, weights, wsflow
 
 from wsflow.cli import main
+from wsflow.commands import launched, restarted
 from wsflow.zoo import Zoo
 
-
-def wsflow(*arguments: str) -> None:
-    """Run a command in a process of its own, which starts the second one."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        environment.pop(name, None)
-    run = [sys.executable, "-m", "wsflow", *arguments]
-    result = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
+OVERLAY = """
+trainer:
+  limit_val_batches: 2
+  callbacks:
+    - class_path: EMA
+      init_args: {decay: 0.9}
+    - class_path: GenerationCallback
+      init_args: {n: 5, sampler: {class_path: Sampler, init_args: {steps: 2}}}
+    - class_path: LearningRateMonitor
+    - class_path: ModelCheckpoint
+      init_args: {filename: last, enable_version_counter: false}
+model:
+  path: {class_path: GeodesicPath, init_args: {sigma: 0.01}}
+data:
+  permute: true
+"""
 
 
 def test_two_processes_generate_what_one_does(trained, tmp_path):
     common = ["predict", "--ckpt_path", str(trained), "--n", "11", "--batch_size", "3", "--accelerator", "cpu"]
-    assert main([*common, "--seed", "5", "--steps", "4", "--noise", "0.1", "--out", str(tmp_path / "one")]) == 0
-    wsflow(*common, "--seed", "5", "--steps", "4", "--noise", "0.1", "--out", str(tmp_path / "two"), "--devices", "2")
+    common += ["--seed", "5", "--steps", "4", "--noise", "0.1"]
+    assert main([*common, "--out", str(tmp_path / "one")]) == 0
+    wsflow([*common, "--out", str(tmp_path / "two"), "--devices", "2"])
     one, two = (Zoo.open(tmp_path / name) for name in ("one", "two"))
     two.verify()
     assert torch.equal(one.run, two.run)
@@ -34,15 +43,69 @@ def test_two_processes_generate_what_one_does(trained, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_two_processes_train_and_evaluate_samples(command, tmp_path):
-    overlay = tmp_path / "two.yaml"
-    overlay.write_text("trainer: {devices: 2, strategy: ddp}\n")
-    generation = ["--trainer.callbacks+=GenerationCallback", "--trainer.callbacks.n=5", "--trainer.max_epochs=1"]
-    wsflow(*command("fit", "-c", str(overlay), *generation, "--data.batch_size=4"))
-    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 4  # 32 networks, 4 for each of two processes
-    (log,) = (tmp_path / "run" / "logs" / "csv").glob("*/metrics.csv")
-    rows = list(csv.DictReader(log.read_text().splitlines()))
-    values = {name: float(row[name]) for row in rows for name in row if row[name]}
-    assert 0 <= values["samples/accuracy"] <= 1
-    assert values["val/flow_loss"] > 0
+@pytest.fixture
+def fit(command, tmp_path):
+    """Arguments of a fit with a result in a folder of that name."""
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(OVERLAY)
+
+    def arguments(name: str, *extra: str) -> list[str]:
+        return [*command("fit", "-c", str(overlay)), "--trainer.default_root_dir", str(tmp_path / name), *extra]
+
+    return arguments
+
+
+def assert_equal(one: Path, two: Path) -> None:
+    """The same weights to rounding, and the same losses, learning rates and scores of samples."""
+    torch.testing.assert_close(weights(one), weights(two), rtol=1e-4, atol=2e-5)
+    expected, found = logged(one), logged(two)
+    assert {name for _, name in expected} >= {"val/flow_loss", "samples/accuracy", "samples/z_u"}
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_two_processes_train_as_one(fit, tmp_path):
+    assert main(fit("one")) == 0
+    wsflow(fit("two", "--data.batch_size=4"), TORCHRUN)
+    assert_equal(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["lightning", "two nodes of torchrun", "srun"])
+def test_other_launchers_do_the_same(launcher, fit, tmp_path):
+    assert main(fit("one")) == 0
+    arguments, port = fit("two", "--data.batch_size=4"), free_port()
+    if launcher == "lightning":
+        processes = [start([*arguments, "--trainer.devices=2", "--trainer.strategy=ddp"])]
+    elif launcher == "srun":
+        processes = [start(arguments, **slurm(rank, port, nodes=2)) for rank in range(2)]
+    else:
+        node = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "test"]
+        run = ["-m", "torch.distributed.run", *node, "--rdzv_endpoint", f"localhost:{port}", *WSFLOW]
+        processes = [start(arguments, run) for _ in range(2)]
+    results = [finish(process) for process in processes]
+    assert [status for status, _ in results] == [0] * len(results), results
+    assert_equal(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, {}),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, {}),
+        ({"TORCHELASTIC_RUN_ID": "a", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, {"devices": 4, "num_nodes": 2}),
+        ({"SLURM_NTASKS": "6", "SLURM_NNODES": "3"}, {"devices": 2, "num_nodes": 3}),
+        ({"SLURM_NTASKS": "1"}, {"devices": 1, "num_nodes": 1}),
+        ({"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "interactive"}, {}),
+    ],
+    ids=str,
+)
+def test_launchers_say_how_many_processes_there_are(environment, expected):
+    assert launched(environment) == expected
+
+
+def test_launchers_say_whether_they_started_again():
+    assert not restarted({})
+    assert not restarted({"SLURM_RESTART_COUNT": "0", "TORCHELASTIC_RESTART_COUNT": "0"})
+    assert restarted({"SLURM_RESTART_COUNT": "2"})
+    assert restarted({"TORCHELASTIC_RESTART_COUNT": "1"})
+    assert not restarted(os.environ)

@@ -25,6 +25,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -103,10 +105,10 @@ class Member:
     Args:
         rank: Of the process.
         world: The number of processes.
-        hint: What a user can do next, such as ``; continue ...``.
+        hint: Gives what a user can do next, such as ``; continue ...``.
     """
 
-    def __init__(self, rank: int, world: int, hint: str) -> None:
+    def __init__(self, rank: int, world: int, hint: Callable[[], str]) -> None:
         self.rank, self.world, self.hint = rank, world, hint
         self._left = threading.Event()
 
@@ -122,7 +124,7 @@ class Member:
         """Report a failure and wait for the end; returns where the others have left."""
         self._report(kind, text)
         if not self._left.wait(PATIENCE):
-            _exit(_told(Incident(kind, self.rank, text), self.world, self.hint))
+            _exit(_told(Incident(kind, self.rank, text), self.world, self.hint()))
 
     def leave(self) -> None:
         """Say goodbye."""
@@ -140,7 +142,7 @@ class Member:
             if message.get("end"):
                 _exit()
         if not self._left.is_set():
-            _exit(_told(Incident(DEATH, 0, ""), self.world, self.hint) if self.rank == 1 else None)
+            _exit(_told(Incident(DEATH, 0, ""), self.world, self.hint()) if self.rank == 1 else None)
 
 
 class Chair(Member):
@@ -148,11 +150,11 @@ class Chair(Member):
 
     Args:
         world: The number of processes.
-        hint: What a user can do next.
+        hint: Gives what a user can do next.
         stop: Ends processes that this one started, if they have not ended by themselves.
     """
 
-    def __init__(self, world: int, hint: str, stop: Callable[[], None]) -> None:
+    def __init__(self, world: int, hint: Callable[[], str], stop: Callable[[], None]) -> None:
         super().__init__(0, world, hint)
         self._stop = stop
         self._members: list[socket.socket] = []
@@ -208,7 +210,7 @@ class Chair(Member):
         found = [first]
         while not self._incidents.empty():
             found += [incident for incident in [self._incidents.get()] if incident is not None]
-        print(_told(min(found), self.world, self.hint), file=sys.stderr, flush=True)
+        print(_told(min(found), self.world, self.hint()), file=sys.stderr, flush=True)
         for peer in self._members:
             _send(peer, end=True)
         self._stop()
@@ -217,25 +219,26 @@ class Chair(Member):
 
 def _join(trainer: Trainer) -> Member:
     """Connect this process of a Trainer's with the others."""
-    hint = _hint(trainer)
     rank, world = trainer.global_rank, trainer.world_size
     host = trainer._accelerator_connector.cluster_environment.main_address
     if rank > 0:
-        member = Member(rank, world, hint)
+        member = Member(rank, world, partial(_hint, trainer))
         address: tuple[int, str] = trainer.strategy.broadcast((0, ""))
         member.join(host, *address)
         return member
     procs = getattr(trainer.strategy.launcher, "procs", [])
-    chair = Chair(world, hint, lambda: _end(procs))
+    chair = Chair(world, partial(_hint, trainer), lambda: _end(procs))
     trainer.strategy.broadcast(chair.open(host))
     chair.gather()
     return chair
 
 
 def _hint(trainer: Trainer) -> str:
-    saves = any(isinstance(callback, ModelCheckpoint) for callback in trainer.checkpoint_callbacks)
-    fitting = trainer.state.fn == TrainerFn.FITTING
-    return "; continue the training from its last checkpoint with --ckpt_path last" if fitting and saves else ""
+    """How to go on, where a training has left something to go on from."""
+    folders = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
+    if trainer.state.fn != TrainerFn.FITTING or not any(list(Path(folder).glob("*last*.ckpt")) for folder in folders):
+        return ""
+    return "; continue the training from its last checkpoint with --ckpt_path last"
 
 
 def _is_consequence(exception: BaseException) -> bool:

@@ -2,7 +2,8 @@
 
 Every process writes the networks of each of its batches to a hidden folder beside the target.  When all have arrived,
 the first process puts them in order of their sample index, writes them in the zoo's format and renames the result: the
-target is complete or absent, and the same for one process and for eight.  The manifest also holds
+target is complete or absent, and the same for one process and for eight.  Where the networks are one part of those that
+a job array generates, the first process adds them to the target (:mod:`wsflow.zoo.parts`).  The manifest also holds
 ``seconds_per_network``, summed over processes, and ``device``, what these are seconds of.
 """
 
@@ -22,7 +23,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from wsflow.module import FlowMatchingModule
-from wsflow.zoo import Zoo, ZooError, write_networks
+from wsflow.zoo import SamplesPart, Zoo, ZooError, write_networks
 
 Interval = Literal["batch", "epoch", "batch_and_epoch"]
 
@@ -34,16 +35,25 @@ class SampleWriter(BasePredictionWriter):
         path: Folder to make.
         extra: Further plain data for the manifest, such as how the networks were sampled.
         overwrite: Whether an existing folder of generated networks may be replaced.
+        part: What part of the networks in the folder these are; all of them by default.
 
     Raises:
         ValueError: where the folder exists and may not be replaced, or holds anything but generated networks.
     """
 
-    def __init__(self, path: str | Path, extra: Mapping[str, Any] | None = None, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        extra: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        part: SamplesPart | None = None,
+    ) -> None:
         interval: Interval = "batch"
         super().__init__(interval)
-        self.path, self.extra, self.overwrite = Path(path), dict(extra or {}), overwrite
+        self.path, self.extra, self.overwrite, self.part = Path(path), dict(extra or {}), overwrite, part
         self._begin = 0.0
+        if part is not None:
+            return
         if self.path.exists() and not overwrite:
             raise ZooError(f"{self.path} exists already; give another folder, or --overwrite to replace it")
         if self.path.exists() and Zoo.open(self.path).kind != "samples":
@@ -52,7 +62,8 @@ class SampleWriter(BasePredictionWriter):
     @property
     def parts(self) -> Path:
         """The hidden folder that batches are written to."""
-        return self.path.with_name(f".{self.path.name}.parts")
+        number = "" if self.part is None else f"-{self.part.share[0]}"
+        return self.path.with_name(f".{self.path.name}.parts{number}")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make an empty folder for the batches."""
@@ -91,6 +102,10 @@ class SampleWriter(BasePredictionWriter):
         index = torch.cat([part["index"] for part in parts])
         order = index.argsort()
         theta = torch.cat([part["theta"] for part in parts])[order]
+        if self.part is not None:
+            self.part.write(pl_module.space, theta, seconds, device_name(pl_module.device))
+            shutil.rmtree(self.parts)
+            return
         folder = self.parts / "complete"
         cost = {"seconds_per_network": seconds / len(index), "device": device_name(pl_module.device)}
         extra = {**self.extra, **cost}

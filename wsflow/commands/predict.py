@@ -9,12 +9,13 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from wsflow.api import Flow, load
-from wsflow.callbacks import SampleWriter
+from wsflow.callbacks import FailTogether, Preemption, SampleWriter
 from wsflow.checkpoint import fingerprints
+from wsflow.commands.launch import launched
 from wsflow.commands.run import record_timing, run_folder, shown
 from wsflow.description import plain
 from wsflow.flow import Prior, Sampler, Solver, StartsPrior
-from wsflow.zoo import Zoo
+from wsflow.zoo import SamplesPart, Zoo, array_share, file_hash, parse_share
 
 
 def predict(
@@ -28,8 +29,9 @@ def predict(
     starts: str | None = None,
     batch_size: int = 256,
     accelerator: str = "auto",
-    devices: int = 1,
+    devices: int | None = None,
     overwrite: bool = False,
+    shard: str | None = None,
 ) -> None:
     """Generate networks from a checkpoint.
 
@@ -45,14 +47,18 @@ def predict(
             the flow was trained on are refused.
         batch_size: Networks solved at once.
         accelerator: Such as cpu, gpu or auto.
-        devices: Number of processes, one per device.
-        overwrite: Whether an existing folder of generated networks may be replaced.
+        devices: Number of processes, one per device; as torchrun or SLURM started them, or 1, by default.
+        overwrite: Whether an existing folder of generated networks may be replaced; where only a part of them is
+            generated, whether that part may be.
+        shard: The part ``i/n`` of the networks to generate, from 0/n on; that of this task of a SLURM array by default,
+            and 0/1 for all.  The folder is complete when all parts are there.
 
     Raises:
         ValueError: where a setting, the checkpoint or the folder does not fit.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
+    share = parse_share(shard) if shard else array_share()
     flow, begin = load(ckpt_path), time.perf_counter()
     module = flow.module
     module.sampler, module.sample_seed = Sampler(solver, steps, noise), seed
@@ -65,19 +71,40 @@ def predict(
         "geometry": module.hparams.get("geometry"),
         "data": flow.data,
     }
+    part = None
+    if share[1] > 1:
+        identity = {"checkpoint_sha256": file_hash(Path(ckpt_path)), "starts": starts}
+        part = SamplesPart(folder, share, n, extra, identity)
+        if part.finished and not overwrite:
+            part.complete(flow.weight_space)
+            print(f"part {shown_share(share)} of the networks in {folder} is there already")
+            return
+    processes = launched() if devices is None else {}
     trainer = Trainer(
         accelerator=accelerator,
-        devices=devices,
+        devices=processes.get("devices", devices or 1),
+        num_nodes=processes.get("num_nodes", 1),
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[SampleWriter(folder, extra, overwrite)],
+        callbacks=[SampleWriter(folder, extra, overwrite, part), FailTogether()],
     )
-    loader = DataLoader[int](range(n), batch_size=batch_size)  # type: ignore[arg-type]
+    trainer.callbacks.append(Preemption())  # type: ignore[attr-defined]
+    indices = range(n) if part is None else part.indices
+    loader = DataLoader[int](indices, batch_size=batch_size)  # type: ignore[arg-type]
     trainer.predict(module, dataloaders=loader, return_predictions=False)
-    if trainer.is_global_zero:
-        record_timing(run, predict=time.perf_counter() - begin)
-        print(f"{n} generated networks in {folder}; next: wsflow evaluate --samples {shown(folder)}")
+    if not trainer.is_global_zero:
+        return
+    if part is not None and not part.complete(flow.weight_space):
+        print(f"part {shown_share(share)} of {n} generated networks in {folder}; other parts are missing")
+        return
+    record_timing(run, predict=time.perf_counter() - begin)
+    print(f"{n} generated networks in {folder}; next: wsflow evaluate --samples {shown(folder)}")
+
+
+def shown_share(share: tuple[int, int]) -> str:
+    """A share as it is given on the command line."""
+    return f"{share[0]}/{share[1]}"
 
 
 def sampling_prior(flow: Flow, path: str | None) -> Prior:

@@ -5,8 +5,9 @@ from wsflow.zoo.datamodule import ZooDataModule
 from wsflow.zoo.exchange import export_network, export_zoo, import_zoo
 from wsflow.zoo.loader import NetworkLoader
 from wsflow.zoo.optimizer import SGD, Adam, CosineDecay, RunOptimizer
-from wsflow.zoo.shards import ZooError
-from wsflow.zoo.share import parse_share, share_from_environment
+from wsflow.zoo.parts import SamplesPart
+from wsflow.zoo.shards import ZooError, file_hash
+from wsflow.zoo.share import array_share, parse_share, share_from_environment
 from wsflow.zoo.snapshots import EverySnapshot, FinalSnapshot, SnapshotSchedule, ValidationSnapshot
 from wsflow.zoo.store import Zoo, split_runs
 from wsflow.zoo.write import write_manifest, write_networks
@@ -20,13 +21,16 @@ __all__ = [
     "FinalSnapshot",
     "NetworkLoader",
     "RunOptimizer",
+    "SamplesPart",
     "SnapshotSchedule",
     "ValidationSnapshot",
     "Zoo",
     "ZooDataModule",
     "ZooError",
+    "array_share",
     "export_network",
     "export_zoo",
+    "file_hash",
     "import_zoo",
     "parse_share",
     "share_from_environment",

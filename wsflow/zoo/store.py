@@ -260,7 +260,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise ZooError(f"there is no zoo at {path}; make one with 'wsflow collect'")
     if not (path / MANIFEST).exists():
         done = len(list(path.glob("shard-*.json")))
-        hint = f"{done} shards are finished; run the same 'wsflow collect' again to complete it" if done else "empty"
+        hint = f"{done} shards are finished; run the same command again to complete it" if done else "empty"
         raise ZooError(f"there is no complete zoo at {path}: {hint}")
     manifest = read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
