@@ -55,6 +55,8 @@ lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+	@if [ -x $(BIN)/shellcheck ]; then $(BIN)/shellcheck docker/*.sh docker/slurm/*.sh; fi
 
 test: lint
 	$(PYTEST) -m "not slow" -n $(WORKERS) --cov=wsflow --cov-report=term --cov-fail-under=90

@@ -18,6 +18,5 @@ config=${1:-configs/mnist.yaml}
 read -r -a wsflow <<< "${WSFLOW:-wsflow}"
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 
-# A share is counted from 0, whatever the array starts at; the last number need not be the count either.
-share=$(((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN) / SLURM_ARRAY_TASK_STEP))
-srun "${wsflow[@]}" collect -c "$config" --shard "$share/$SLURM_ARRAY_TASK_COUNT" --quiet "${@:2}"
+# Every process takes its share of the runs by what SLURM tells it; with --ntasks-per-node there are several a task.
+srun "${wsflow[@]}" collect -c "$config" --quiet "${@:2}"
