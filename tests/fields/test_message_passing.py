@@ -250,6 +250,7 @@ class TestRefusals:
             (lambda width: Constant(lambda x, e: x * e.mean()), "change each other"),
             (lambda width: Constant(lambda x, e: x.mean(0)), "must give node states, one row for each of 10 nodes"),
             (lambda width: Constant(lambda x, e: (x, e[1:])), "edge states, one row for each of 40 edges"),
+            (lambda width: Constant(lambda x, e: (x, e, x)), "cannot run .* too many values"),
             (lambda width: Ordered(), "depends on the order of nodes or edges"),
         ],
     )

@@ -73,58 +73,48 @@ class GraphNetwork(nn.Module):
         if "batch" in self._takes:
             given["batch"] = torch.arange(graphs, device=x.device).repeat_interleave(len(x) // max(1, graphs))
         result = self.network(x, edge_index, edge_attr=edge_attr, **{name: given[name] for name in self._takes})
-        return result if isinstance(result, tuple) else (result, None)
+        nodes, edges = result if isinstance(result, tuple) else (result, None)
+        return nodes, edges
 
     def _sizes(self, width: int, edge_width: int) -> tuple[int, int]:
-        inputs = _graphs(width, edge_width, torch.float32)
+        x, edge_index, edge_attr, context = _graphs(width, edge_width, torch.float32)
         try:
-            found = self(*inputs)
+            nodes, edges = self(x, edge_index, edge_attr, context)
         except (TypeError, RuntimeError, ValueError, AssertionError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f"{self.name} cannot run on nodes of width {width} and edges of width {edge_width}: {reason}; it is "
                 "called as network(x, edge_index, edge_attr=edge_attr)"
             ) from error
-        sizes = []
-        for state, count in zip(found, (inputs[0].shape[0], inputs[2].shape[0]), strict=False):
-            if len(found) > 2 or not (isinstance(state, Tensor) and state.ndim == 2 and len(state) == count):
-                if state is None:
-                    continue
-                raise ValueError(
-                    f"{self.name} must give node states, one row for each of {inputs[0].shape[0]} nodes, or a pair of "
-                    f"these and edge states, one row for each of {inputs[2].shape[0]} edges"
-                )
-            sizes.append(state.shape[1])
-        return sizes[0], (*sizes, 0)[1]
+        if not _rows(nodes, len(x)) or not (edges is None or _rows(edges, len(edge_attr))):
+            raise ValueError(
+                f"{self.name} must give node states, one row for each of {len(x)} nodes, or a pair of these and edge "
+                f"states, one row for each of {len(edge_attr)} edges"
+            )
+        return nodes.shape[1], 0 if edges is None else edges.shape[1]
 
     def _try(self, width: int, edge_width: int) -> None:
-        x, edge_index, edge_attr, context = _graphs(width, edge_width, torch.float64)
-        state = self._moved()
-        nodes = self._run(state, x, edge_index, edge_attr, context)
-        if _same(nodes, self._run(state, x, edge_index, edge_attr.square(), context)):
+        inputs, state = _graphs(width, edge_width, torch.float64), self._moved()
+        x, edge_index, edge_attr, context = inputs
+        if _same(self._run(state, *inputs), self._run(state, x, edge_index, edge_attr.square(), context)):
             raise ValueError(
                 f"{self.name} does not read edge_attr, so that it would not see the weights between hidden neurons; "
                 f"many networks of torch-geometric do where they are given edge_dim={edge_width}"
             )
-        first, edges = NODES, edge_index.shape[1] // COPIES
-        alone = self._run(state, x[:first], edge_index[:, :edges], edge_attr[:edges], context[:1])
-        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.modules()) or not _same(
-            nodes[:first], alone
-        ):
+        first = _first(*inputs)
+        alone = self._run(state, *first)
+        if self._norms_batches() or not _same(self._run(state, *inputs)[:NODES], alone):
             raise ValueError(
                 f"{self.name} lets the networks of one batch change each other; take norms of single nodes, or of "
                 "graphs that are told apart by batch"
             )
-        order = torch.randperm(first, generator=torch.Generator().manual_seed(1))
-        moved = self._run(
-            state,
-            x[:first][order],
-            order.argsort()[edge_index[:, :edges]].flip(1),
-            edge_attr[:edges].flip(0),
-            context[:1],
-        )
-        if not _same(alone[order], moved):
+        order = torch.randperm(NODES, generator=torch.Generator().manual_seed(1))
+        if not _same(alone[order], self._run(state, *_reordered(order, *first))):
             raise ValueError(f"{self.name} depends on the order of nodes or edges, which hidden neurons do not have")
+
+    def _norms_batches(self) -> bool:
+        """Whether there is a batch norm, which joins graphs in training alone and thus escapes the trial."""
+        return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.modules())
 
     def _run(self, state: dict[str, Tensor], *inputs: Tensor) -> Tensor:
         found: tuple[Tensor, Tensor | None] = functional_call(self, state, inputs)
@@ -150,6 +140,21 @@ def _graphs(width: int, edge_width: int, dtype: torch.dtype) -> tuple[Tensor, Te
     sizes = ((NODES * COPIES, width), (edge_index.shape[1], edge_width), (COPIES, width))
     x, edge_attr, context = (torch.randn(size, generator=generator, dtype=dtype) for size in sizes)
     return x, edge_index, edge_attr, context
+
+
+def _first(x: Tensor, edge_index: Tensor, edge_attr: Tensor, context: Tensor) -> tuple[Tensor, ...]:
+    """The first of the graphs."""
+    edges = len(edge_attr) // COPIES
+    return x[:NODES], edge_index[:, :edges], edge_attr[:edges], context[:1]
+
+
+def _reordered(order: Tensor, x: Tensor, edge_index: Tensor, edge_attr: Tensor, context: Tensor) -> tuple[Tensor, ...]:
+    """A graph with its nodes in another order, and its edges from last to first."""
+    return x[order], order.argsort()[edge_index].flip(1), edge_attr.flip(0), context
+
+
+def _rows(states: object, count: int) -> bool:
+    return isinstance(states, Tensor) and states.ndim == 2 and len(states) == count
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
