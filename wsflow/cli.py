@@ -161,7 +161,8 @@ class WsflowCLI(LightningCLI):
             record_timing(self.trainer.default_root_dir, fit=before + time.perf_counter() - self._begin)
             callbacks = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
             paths = [path for c in callbacks for path in (c.last_model_path, c.best_model_path) if path]
-            for path in sorted(paths, key=lambda path: Path(path).stem != "last")[:1]:
+            stopped = any(callback.stopped_epoch for callback in self.trainer.early_stopping_callbacks)
+            for path in sorted(paths, key=lambda path: (Path(path).stem == "last") == stopped)[:1]:
                 print(f"next: wsflow predict --ckpt_path {shown(path)}")
 
     @property
