@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 import wsflow
 from wsflow.alignment import WeightMatching
 from wsflow.description import DescriptionError, plain
-from wsflow.fields import Endpoint, MLPField, Parametrization
+from wsflow.fields import Endpoint, MLPField, Parametrization, SelfConditioned
 from wsflow.fields.relational_transformer import RelationalTransformer
 from wsflow.flow import (
     AlignedOptimalTransportCoupling,
@@ -33,6 +33,7 @@ from wsflow.flow import (
     UniformTime,
 )
 from wsflow.geometry import Euclidean, Geometric, Normalized
+from wsflow.losses import PerTensor
 from wsflow.module import FlowMatchingModule
 from wsflow.schedule import Constant, WarmupCosine
 from wsflow.weightspace import WeightSpace, ZooBatch, batch_statistics
@@ -99,6 +100,10 @@ MODULES = {
     },
     "scheduler": {"scheduler": partial(WarmupCosine, warmup=0.5), "optimizer": partial(torch.optim.SGD, lr=0.1)},
     "constant": {"scheduler": Constant},
+    "weighted-self-conditioned": {
+        "weighting": PerTensor(0.5),
+        "field": partial(SelfConditioned, field=FIELD, probability=0.7),
+    },
 }
 
 
