@@ -45,14 +45,14 @@ def fit(command, package, tmp_path):
 
 
 def parts(checkpoint: dict[str, object], prefix: str = "") -> dict[str, object]:
-    """Everything in a checkpoint, by place, but for paths and the trouble."""
+    """Everything in a checkpoint, by place, but for paths, the trouble, and a score that Lightning does not restore."""
     items = checkpoint.items() if isinstance(checkpoint, dict) else enumerate(checkpoint)
     found: dict[str, object] = {}
     for name, value in items:
         place = f"{prefix}/{name}"
         if isinstance(value, dict | list | tuple):
             found |= parts(value, place)
-        elif not any(word in place for word in ("path", "best_k_models", "Trouble")):
+        elif not any(word in place for word in ("path", "best_k_models", "current_score", "Trouble")):
             found[place] = value
     return found
 

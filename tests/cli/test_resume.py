@@ -85,11 +85,3 @@ def test_a_killed_fit_resumes_exactly(saving, command, tmp_path, package):
     different = [name for name in names if not torch.equal(expected[name], found[name])]
     assert not different
     assert first["lr_schedulers"] == second["lr_schedulers"]
-
-
-def test_a_terminated_fit_says_so(command, package, monkeypatch, capsys):
-    (package / "terminating_plugin.py").write_text(KILLER.replace("SIGKILL", "SIGTERM"))
-    monkeypatch.syspath_prepend(str(package))
-    callback = "--trainer.callbacks+=terminating_plugin.Killer"
-    assert main([*command("fit"), "--trainer.max_epochs", "3", callback]) == 128 + signal.SIGTERM
-    assert "--ckpt_path last" in capsys.readouterr().err
