@@ -13,6 +13,8 @@ from wsflow.cli import main
 from wsflow.commands import launched, restarted
 from wsflow.zoo import Zoo
 
+pytestmark = pytest.mark.timeout(900)  # several processes, one after another, on a busy machine
+
 OVERLAY = """
 trainer:
   limit_val_batches: 2

@@ -12,6 +12,8 @@ from processes import TORCHRUN, TROUBLE, WSFLOW, finish, start
 from wsflow.callbacks import AtomicCheckpoints
 from wsflow.cli import main
 
+pytestmark = pytest.mark.timeout(900)  # several processes, one after another, on a busy machine
+
 OVERLAY = """
 trainer:
   max_epochs: 3

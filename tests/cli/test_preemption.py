@@ -8,6 +8,8 @@ from processes import TROUBLE, finish, free_port, slurm, start, weights, wsflow
 
 from wsflow.cli import TERMINATED, main
 
+pytestmark = pytest.mark.timeout(900)  # several processes, one after another, on a busy machine
+
 OVERLAY = """
 trainer:
   max_epochs: 3
