@@ -6,36 +6,34 @@ It has the parameters of :class:`wsflow.fields.RelationalTransformer` and comput
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wsflow.fields import RelationalTransformer
-from wsflow.fields.relational_transformer import Attention
+from wsflow.fields.attention import Joins, Messages, exchange
+from wsflow.fields.relational_transformer import Layer
 from wsflow.weightspace import WeightSpace
 
 
-class DenseAttention(Attention):
-    """Attention among all neurons, of which a mask (receivers, senders) leaves the edges that exist."""
+class DenseLayer(Layer):
+    """A layer among all neurons, of which a mask (targets, sources) leaves the edges that exist."""
 
     hidden: Tensor
-    reached: Tensor
 
     def __init__(self, width: int, edge_width: int, heads: int, mask: Tensor) -> None:
         super().__init__(width, edge_width, heads)
         self.register_buffer("hidden", torch.zeros(mask.shape).masked_fill(~mask, -1e9), persistent=False)
-        self.register_buffer("reached", mask.any(dim=1).float()[:, None], persistent=False)
+        for name, axis in (("reached", 1), ("read", 0)):
+            self.register_buffer(name, mask.any(dim=axis).float()[:, None], persistent=False)
 
-    def forward(
-        self, nodes: list[Tensor], edges: list[Tensor], joins: Sequence[tuple[int, int]]
-    ) -> list[Tensor | None]:
-        """Messages (B, N, d) in a list of one; zero for neurons without an edge of this direction."""
-        return [m if m is None else m * self.reached for m in super().forward(nodes, edges, joins)]
-
-    def _scores(self, *args: Tensor) -> Tensor:
-        return super()._scores(*args) + self.hidden
+    def _messages(self, seen: list[Tensor], normed: list[Tensor], joins: Joins) -> tuple[Messages, Messages]:
+        """Zero for neurons without an edge of the direction."""
+        into, out_of = exchange(self.inward, self.outward, seen, normed, joins, lambda scores: scores + self.hidden)
+        assert into[0] is not None
+        assert out_of[0] is not None
+        return [into[0] * self.reached], [out_of[0] * self.read]
 
 
 class DenseRelationalTransformer(RelationalTransformer):
@@ -51,8 +49,7 @@ class DenseRelationalTransformer(RelationalTransformer):
         for rows, columns in self.places:
             mask[rows, columns] = True
         sizes = (kwargs["width"], kwargs["edge_width"], kwargs["heads"])
-        for layer in self.layers:
-            layer.inward, layer.outward = DenseAttention(*sizes, mask), DenseAttention(*sizes, mask.T)
+        self.layers = torch.nn.ModuleList(DenseLayer(*sizes, mask) for _ in self.layers)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """As the field it stands for."""

@@ -34,11 +34,12 @@ norms and depthwise kernels by projections between them and d.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from wsflow.fields.attention import Attention, Joins, Messages, computed, exchange
 from wsflow.fields.base import VectorField, check_same_ends
 from wsflow.fields.pieces import Piece, coordinate_pieces, flat_order, graph, refuse_parts
 from wsflow.fields.time_embedding import TimeEmbedding
@@ -58,6 +59,8 @@ class RelationalTransformer(VectorField):
         condition: Number of values that each network is conditioned on, 0 for none.
         neuron_embedding: Gives each hidden neuron an embedding of its own, which breaks equivariance on purpose: for
             aligned zoos, whose neurons have a fixed order.  Such a field cannot be bound to another width.
+        recompute: Keeps only the states between layers for the backward pass of a training and computes each layer
+            again there: a third more time, and memory for one layer instead of ``depth``.
 
     Raises:
         ValueError: where ``heads`` does not divide ``width``, and for grouped convolutions, attention heads and
@@ -76,13 +79,14 @@ class RelationalTransformer(VectorField):
         heads: int = 4,
         condition: int = 0,
         neuron_embedding: bool = False,
+        recompute: bool = False,
     ) -> None:
         if width % heads:
             raise ValueError(f"width {width} is not divisible by heads {heads}")
         refuse_parts(space)
         super().__init__(space, extra)
         self._follow(space)
-        self.neuron_embedding = neuron_embedding
+        self.neuron_embedding, self.recompute = neuron_embedding, recompute
         self.time = TimeEmbedding(width)
         self.condition = nn.Linear(condition, width) if condition else None
         self.extra_in = nn.Linear(extra, width) if extra else None
@@ -124,7 +128,12 @@ class RelationalTransformer(VectorField):
             context = context + self.extra_in(scaled[:, self.space.dim :])
         nodes, edges = self._encode(scaled)
         for layer in self.layers:
-            nodes, edges = layer(nodes, edges, self.space.joins, context)
+            if self.recompute and self.training and torch.is_grad_enabled():
+                nodes, edges = checkpoint(
+                    layer, nodes, edges, self.space.joins, context, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                nodes, edges = layer(nodes, edges, self.space.joins, context)
         return self._scaled_out(self._decode([self.norm(state) for state in nodes], edges))
 
     def _encode(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -285,7 +294,7 @@ class Layer(nn.Module):
         self.edge_mlp = nn.Sequential(nn.GELU(), nn.Linear(2 * edge_width, edge_width))
 
     def forward(
-        self, nodes: list[Tensor], edges: list[Tensor], joins: Sequence[tuple[int, int]], context: Tensor
+        self, nodes: list[Tensor], edges: list[Tensor], joins: Joins, context: Tensor
     ) -> tuple[list[Tensor], list[Tensor]]:
         """New node states (B, n, d) by group and edge states (B, out, in, d_e) by block.
 
@@ -298,11 +307,10 @@ class Layer(nn.Module):
         modulation = self.modulation(nn.functional.silu(context))[:, None].chunk(6, dim=-1)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
         seen = [torch.addcmul(shift, self.node_norm(state), 1 + scale) for state in nodes]
-        normed = [self.edge_norm(edge) for edge in edges]
-        into = self.inward(seen, normed, joins)
-        out_of = self.outward(seen, [e.transpose(1, 2) for e in normed], [(source, target) for target, source in joins])
+        normed = [computed(self.edge_norm(edge)) for edge in edges]
+        into, out_of = self._messages(seen, normed, joins)
         nodes = [
-            torch.addcmul(state, 1 + gate, torch.stack(updates).sum(dim=0) if len(updates) > 1 else updates[0])
+            torch.addcmul(state, 1 + gate, sum(updates[1:], updates[0]))
             if (updates := [u for u in pair if u is not None])
             else state
             for state, pair in zip(nodes, zip(into, out_of, strict=True), strict=True)
@@ -311,78 +319,20 @@ class Layer(nn.Module):
             torch.addcmul(state, 1 + mlp_gate, self.mlp(torch.addcmul(mlp_shift, self.node_norm(state), 1 + mlp_scale)))
             for state in nodes
         ]
-        edges = [
-            edge + self.edge_mlp(self._ends(normed_edge, nodes[target], nodes[source]))
-            for edge, normed_edge, (target, source) in zip(edges, normed, joins, strict=True)
-        ]
-        return nodes, edges
+        return nodes, self._edges(nodes, edges, normed, joins)
 
-    def _ends(self, edge: Tensor, target: Tensor, source: Tensor) -> Tensor:
-        summed: Tensor = self.edge_self(edge) + self.edge_target(target)[:, :, None] + self.edge_source(source)[:, None]
-        return summed
+    def _messages(self, seen: list[Tensor], normed: list[Tensor], joins: Joins) -> tuple[Messages, Messages]:
+        return exchange(self.inward, self.outward, seen, normed, joins)
 
-
-class Attention(nn.Module):
-    """Attention of receiving nodes over their edges to sending nodes, in one direction.
-
-    Args:
-        width: d.
-        edge_width: d_e.
-        heads: Attention heads.
-    """
-
-    def __init__(self, width: int, edge_width: int, heads: int) -> None:
-        super().__init__()
-        self.heads, self.head_width = heads, width // heads
-        self.receive_sizes = [width, heads * edge_width]
-        self.send_sizes = [width, width, heads * edge_width]
-        self.receive = nn.Linear(width, width + heads * edge_width)
-        self.send = nn.Linear(width, 2 * width + heads * edge_width)
-        self.edge_values = nn.Parameter(torch.randn(heads, edge_width, self.head_width) / math.sqrt(edge_width))
-        self.out = nn.Linear(width, width)
-
-    def forward(
-        self, nodes: list[Tensor], edges: list[Tensor], joins: Sequence[tuple[int, int]]
-    ) -> list[Tensor | None]:
-        """Messages (B, n, d) by group; None for a group that no block of this direction reaches.
-
-        Args:
-            nodes: Node states by group.
-            edges: (B, receivers, senders, d_e) by block.
-            joins: Indices of the receiving and the sending group of each block.
-        """
-        received = {i: torch.split(self.receive(nodes[i]), self.receive_sizes, dim=-1) for i, _ in joins}
-        sent = {j: torch.split(self.send(nodes[j]), self.send_sizes, dim=-1) for _, j in joins}
-        messages: list[Tensor | None] = [None] * len(nodes)
-        for receiver, (query, to_query) in received.items():
-            blocks = [(edge, sent[j]) for edge, (i, j) in zip(edges, joins, strict=True) if i == receiver]
-            scores = [self._scores(query, to_query, key, to_key, edge) for edge, (key, _, to_key) in blocks]
-            weights = torch.cat(scores, dim=-1) if len(scores) > 1 else scores[0]
-            parts = torch.split(weights.softmax(dim=-1), [score.shape[-1] for score in scores], dim=-1)
-            read = [self._read(part, value, edge) for part, (edge, (_, value, _)) in zip(parts, blocks, strict=True)]
-            messages[receiver] = self.out(torch.stack(read).sum(dim=0) if len(read) > 1 else read[0])
-        return messages
-
-    def _by_head(self, state: Tensor) -> Tensor:
-        return state.view(*state.shape[:2], self.heads, state.shape[-1] // self.heads).transpose(1, 2)
-
-    def _per_head(self, state: Tensor) -> Tensor:
-        return state.view(*state.shape[:2], self.heads, state.shape[-1] // self.heads).transpose(-1, -2)
-
-    def _scores(self, query: Tensor, to_query: Tensor, key: Tensor, to_key: Tensor, edge: Tensor) -> Tensor:
-        """(B, h, receivers, senders)."""
-        nodes = self._by_head(query / math.sqrt(self.head_width)) @ self._by_head(key).transpose(-1, -2)
-        scale = 1 / math.sqrt(edge.shape[-1])
-        by_query = edge @ self._per_head(to_query * scale)
-        by_key = edge.transpose(1, 2) @ self._per_head(to_key * scale)
-        return nodes + by_query.permute(0, 3, 1, 2) + by_key.permute(0, 3, 2, 1)
-
-    def _read(self, weights: Tensor, value: Tensor, edge: Tensor) -> Tensor:
-        """(B, receivers, d)."""
-        pooled = weights.transpose(1, 2) @ edge
-        from_nodes = weights @ self._by_head(value)
-        from_edges = pooled.transpose(1, 2) @ self.edge_values
-        return (from_nodes + from_edges).transpose(1, 2).flatten(2)
+    def _edges(self, nodes: list[Tensor], edges: list[Tensor], normed: list[Tensor], joins: Joins) -> list[Tensor]:
+        targets = {i: nn.functional.linear(nodes[i], self.edge_target.weight, self.edge_self.bias) for i, _ in joins}
+        sources = {j: self.edge_source(nodes[j]) for _, j in joins}
+        result = []
+        for edge, seen, (i, j) in zip(edges, normed, joins, strict=True):
+            ends = targets[i][:, :, None] + sources[j][:, None]
+            hidden = torch.addmm(ends.flatten(0, 2), seen.flatten(0, 2), self.edge_self.weight.T)
+            result.append(edge + self.edge_mlp(hidden).view(edge.shape))
+        return result
 
 
 def _zero(head: nn.Module | None) -> None:
