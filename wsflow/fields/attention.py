@@ -57,7 +57,7 @@ class Attention(nn.Module):
             edges: (B * n, m, d_e).
         """
         batch, heads, n, m = weights.shape
-        from_nodes = weights @ value.unflatten(2, (heads, self.head_width)).transpose(1, 2)
+        from_nodes = weights @ value.view(batch, m, heads, self.head_width).transpose(1, 2)
         pooled = torch.bmm(weights.transpose(1, 2).reshape(batch * n, heads, m), edges)
         from_edges = pooled.transpose(0, 1) @ self.edge_values
         return (
@@ -144,7 +144,7 @@ class _Maps(NamedTuple):
         batch, n = state.shape[:2]
         nodes, edges, value = (nn.functional.linear(state, *affine) for affine in self)
         return _End(
-            nodes.unflatten(2, (heads, nodes.shape[2] // heads)).transpose(1, 2),
+            nodes.view(batch, n, heads, nodes.shape[2] // heads).transpose(1, 2),
             edges.view(batch * n, heads, edges.shape[2] // heads),
             value,
         )
