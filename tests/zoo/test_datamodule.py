@@ -74,6 +74,15 @@ def test_splits_are_by_run(task, zoo_path):
         assert len(data.rows(split, final_only=True)) == len(runs[split])
 
 
+def test_fewer_train_runs_leave_the_other_splits_alone(task, zoo_path):
+    every, few = make(task, zoo_path).runs, make(task, zoo_path, train_runs=5)
+    assert few.runs["train"].tolist() == every["train"][:5].tolist()
+    assert all(torch.equal(few.runs[split], every[split]) for split in ("val", "test"))
+    assert set(few.zoo.run[few.rows("train")].tolist()) == set(few.runs["train"].tolist())
+    with pytest.raises(ValueError, match=r"train_runs is 1000, the train split has \d+ runs"):
+        make(task, zoo_path, train_runs=1000)
+
+
 def test_batches_hold_networks_with_their_starts(task, zoo_path):
     data, zoo = make(task, zoo_path), Zoo.open(zoo_path)
     for batch in [*data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()]:

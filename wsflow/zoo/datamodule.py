@@ -49,6 +49,8 @@ class ZooDataModule(LightningDataModule):
         fractions: Of runs in train, validation and test.
         split_seed: Of the split.
         final_only: Whether only each run's final snapshot is used.
+        train_runs: Train with the first so many runs of the train split only, to see what more runs bring; validation
+            and test runs stay the same.
         permute: Whether every network of a train batch gets random permutations, as augmentation.
         seed: Of the order of batches and of random permutations.
         passes: How often an epoch goes through the train networks; more make epochs of a small zoo longer.
@@ -73,6 +75,7 @@ class ZooDataModule(LightningDataModule):
         seed: int = 0,
         passes: int = 1,
         snapshots: bool = False,
+        train_runs: int | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or passes < 1:
@@ -82,6 +85,7 @@ class ZooDataModule(LightningDataModule):
         self.task, self.path, self.collector, self.batch_size = task, path, collector, batch_size
         self.aligner, self.fractions, self.split_seed, self.final_only = aligner, fractions, split_seed, final_only
         self.permute, self.seed, self.passes, self.snapshots = permute, seed, passes, snapshots
+        self.train_runs = train_runs
         self._zoo: Zoo | None = None
         self._perms: list[Tensor] | None = None
 
@@ -107,7 +111,10 @@ class ZooDataModule(LightningDataModule):
     @property
     def runs(self) -> dict[str, Tensor]:
         """The runs of each split."""
-        return split_runs(self.zoo.run_ids, self.fractions, self.split_seed)
+        found = split_runs(self.zoo.run_ids, self.fractions, self.split_seed)
+        if self.train_runs is not None and not 0 < self.train_runs <= len(found["train"]):
+            raise ValueError(f"train_runs is {self.train_runs}, the train split has {len(found['train'])} runs")
+        return {**found, "train": found["train"][: self.train_runs]}
 
     @property
     def reference_run(self) -> int:

@@ -111,7 +111,7 @@ def train_runs(
     for _ in range(epochs):
         batches = torch.split(order.epoch().to(device), batch_size, dim=1)
         for index in islice(batches, None if max_steps is None else max_steps - step):
-            logits = space.forward(theta, rows[index].unflatten(-1, shape), per_network=True)
+            logits = space.forward(theta, rows[index].view(*index.shape, *shape), per_network=True)
             descent.zero_grad()
             torch.autograd.backward(task.loss(logits, targets[index]).sum())
             descent.step()
