@@ -1,6 +1,7 @@
 """Callbacks: evaluation of samples in training, generated networks to disk, averaged weights; how processes end."""
 
 from wsflow.callbacks.atomic import AtomicCheckpoints
+from wsflow.callbacks.compile import CompileField
 from wsflow.callbacks.ema import EMA
 from wsflow.callbacks.generation import GenerationCallback
 from wsflow.callbacks.preemption import Preemption
@@ -10,6 +11,7 @@ from wsflow.callbacks.writer import SampleWriter, device_name
 __all__ = [
     "EMA",
     "AtomicCheckpoints",
+    "CompileField",
     "FailTogether",
     "GenerationCallback",
     "Preemption",

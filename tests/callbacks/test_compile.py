@@ -1,0 +1,77 @@
+"""A field that cannot be compiled is trained as it is."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from conftest import describe
+from lightning.pytorch import Trainer
+from torch._inductor import config
+from torch.utils.data import DataLoader
+
+from wsflow.callbacks import CompileField
+from wsflow.fields import MLPField, RelationalTransformer
+from wsflow.module import FlowMatchingModule
+from wsflow.weightspace import ZooBatch
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec.*",  # lightning 2.6 calls torch's pytree by names that torch 2.15 deprecates
+    "ignore:.*does not have many workers",
+    "ignore::DeprecationWarning:torch",
+    "ignore::FutureWarning:torch",
+)
+
+
+NARROW = partial(MLPField, width=8, depth=1)
+
+
+def module(field: Any = NARROW) -> FlowMatchingModule:
+    torch.manual_seed(0)
+    return FlowMatchingModule(describe([5, 4, 2]), field=field)
+
+
+def fit(flow: FlowMatchingModule, precision: str = "32-true", **kwargs: object) -> None:
+    networks = ZooBatch(
+        torch.randn(4, flow.space.dim, generator=torch.Generator().manual_seed(1)), None, torch.arange(4)
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=2,
+        precision=precision,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **kwargs,
+    )
+    loader = DataLoader([0, 0], collate_fn=lambda _: networks)
+    trainer.fit(flow, loader, loader)
+
+
+@pytest.mark.slow  # the compiler starts
+def test_without_a_compiler_training_goes_on() -> None:
+    flow, plain = module(), module()
+    torch.compiler.reset()
+    patched = config.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False})
+    with patched, pytest.warns(UserWarning, match="the field is not compiled") as found:
+        fit(flow, callbacks=[CompileField()])
+    assert len([w for w in found if "not compiled" in str(w.message)]) == 1
+    fit(plain)
+    assert plain.state_dict().keys() == flow.state_dict().keys()
+    for one, other in zip(plain.state_dict().values(), flow.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_training_and_sampling_in_bf16() -> None:
+    field = partial(RelationalTransformer, width=8, edge_width=4, depth=1, heads=2)
+    flow, plain = module(field), module(field)
+    fit(flow, "bf16-mixed")
+    fit(plain)
+    assert all(value.dtype != torch.bfloat16 for value in flow.state_dict().values())
+    with torch.autocast("cpu", torch.bfloat16):
+        samples = flow.sample(range(3))
+    assert samples.dtype == torch.float32
+    assert (samples - plain.sample(range(3))).norm() < 0.05 * samples.norm()

@@ -1,0 +1,46 @@
+"""Compiling the field for the machine that trains it.
+
+The parameters, and with them checkpoints, keep their names.  Where nothing can be compiled, for want of a compiler say,
+the training goes on as it would have.
+"""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from wsflow.fields import VectorField
+from wsflow.module import FlowMatchingModule
+
+
+class CompileField(Callback):
+    """Lets ``torch.compile`` compile the field when a fit starts; takes a minute or more, once.
+
+    Args:
+        dynamic: Whether one compilation serves batches of every size; slower than one for each.
+    """
+
+    def __init__(self, dynamic: bool | None = None) -> None:
+        self.dynamic = dynamic
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compile, and try it on a state of zeros; warn in one line and leave the field as it was where that fails."""
+        if not isinstance(pl_module, FlowMatchingModule) or pl_module.field._compiled_call_impl is not None:
+            return
+        field = pl_module.field
+        field.compile(dynamic=self.dynamic)
+        try:
+            _try(field, pl_module.device)
+        except Exception as error:
+            field._compiled_call_impl = None
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+            rank_zero_warn(f"the field is not compiled: {reason}", category=UserWarning)
+
+
+def _try(field: VectorField, device: torch.device) -> None:
+    """One forward and backward pass, as in a training; a conditional field is compiled by its first batch."""
+    if getattr(field, "condition", None) is None:
+        with torch.enable_grad():
+            output = field(torch.zeros(2, field.dim, device=device), torch.zeros(2, device=device))
+            torch.autograd.grad(output.sum(), list(field.parameters()), allow_unused=True)
