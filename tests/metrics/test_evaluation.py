@@ -297,3 +297,21 @@ def test_bad_samples_are_named(evaluation: Evaluation, runs: Mapping) -> None:
 def test_bad_heldout_networks_are_named(task: BreastCancer, runs: Mapping) -> None:
     with pytest.raises(ValueError, match="held-out networks hold NaN"):
         Evaluation(task, runs["train"].final, spoiled(runs["heldout"].final))
+
+
+def test_what_stands_beside_a_report(task: BreastCancer, runs: Mapping) -> None:
+    train, heldout = runs["train"].final, runs["heldout"].final
+    geometry = Normalized(task.space, keep_scale=False)
+    evaluation = Evaluation(task, train, heldout, "test", geometry=geometry, baselines=[])
+    report = evaluation(heldout[:60])
+    values = evaluation.beside(report)
+    normal = geometry.decode(geometry.encode(train))
+    best = normal[task.evaluate(normal, "val")["loss"].argmin()][None]
+    assert values["best_single.loss"] == pytest.approx(float(task.evaluate(best, "test")["loss"]), rel=1e-5)
+    raw = task.evaluate(heldout, "test")["loss"].mean()
+    assert values["heldout.raw.loss"] == pytest.approx(float(raw), rel=1e-5)
+    assert report.values["heldout.loss"] != pytest.approx(float(raw), rel=1e-2)
+    fifty = task.ensemble(geometry.decode(geometry.encode(heldout[:50])), "test")
+    assert values["samples.ensemble50_nll"] == pytest.approx(fifty["nll"], rel=1e-5)
+    assert values["heldout.ensemble50_accuracy"] == pytest.approx(fifty["accuracy"])
+    assert "samples.ensemble50_nll" not in evaluation.beside(evaluation(heldout[:40]))
