@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -28,6 +29,29 @@ def described(arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {name: plain(value) for name, value in arguments.items()} | {"_instantiator": INSTANTIATOR}
     except DescriptionError as error:
         return {"space": arguments["space"], "undescribed": str(error)}
+
+
+class HasHyperparameters(Protocol):
+    """A LightningModule, as far as its hyperparameters go."""
+
+    @property
+    def hparams(self) -> Any:
+        """A mapping that can be changed."""
+
+
+def describe_hyperparameters(module: HasHyperparameters, init: Callable[..., Any]) -> None:
+    """Where the command line has not given plain hyperparameters, describe the objects they hold.
+
+    Args:
+        module: The module that saved them.
+        init: Its constructor, whose defaults are left out.
+    """
+    if "_instantiator" in module.hparams:
+        return
+    parameters = inspect.signature(init).parameters
+    given = {name: value for name, value in module.hparams.items() if value is not parameters[name].default}
+    module.hparams.clear()
+    module.hparams.update(described(given))
 
 
 def refuse_undescribed(stored: Mapping[str, Any]) -> None:

@@ -24,7 +24,6 @@ most some hundred megabytes), so that every process holds a whole one; sharding 
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -33,13 +32,13 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from wsflow.checkpoint import described, fingerprints, refuse_other_space, refuse_undescribed
+from wsflow.checkpoint import describe_hyperparameters, fingerprints, refuse_other_space, refuse_undescribed
 from wsflow.description import DescriptionError, plain
 from wsflow.fields import (
     Endpoint,
@@ -68,7 +67,7 @@ from wsflow.flow import (
     sample_prior,
     size_mismatch,
 )
-from wsflow.geometry import Euclidean, Geometry
+from wsflow.geometry import UNALIGNED, Euclidean, Geometry, PrincipalComponents
 from wsflow.losses import FunctionalTerm, Weighting
 from wsflow.schedule import WarmupCosine
 from wsflow.weightspace import WeightSpace, ZooBatch
@@ -125,7 +124,7 @@ class FlowMatchingModule(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        self._describe_hyperparameters()
+        describe_hyperparameters(self, FlowMatchingModule.__init__)
         if validation_draws < 1:
             raise ValueError(f"validation_draws must be at least 1, got {validation_draws}")
         self.space = WeightSpace.from_description(space)
@@ -241,12 +240,17 @@ class FlowMatchingModule(LightningModule):
             self.loss_weight.copy_(self.weighting(self.geometry, x0, x1, task, generator))
 
     def setup(self, stage: str) -> None:
-        """Let a prior of the zoo's starts know the training runs' starts, and a functional term the base task."""
+        """Let prior, latent space and functional term know the training runs' starts, these runs, and the base task."""
         data = getattr(self._trainer, "datamodule", None)
         if stage == TrainerFn.FITTING and self.functional is not None:
             self.functional.attach(getattr(data, "task", None))
         if isinstance(self.prior, StartsPrior) and self.prior.starts is None and data is not None:
             self.prior.attach(data.networks("train").start)
+        if isinstance(self.geometry, PrincipalComponents) and not self.geometry.fitted and data is not None:
+            self.geometry.fit(data.networks("train").x1)
+            rank_zero_info(self.geometry.summary())
+            if not getattr(data, "aligned", False):
+                rank_zero_warn(UNALIGNED, category=UserWarning)
 
     def on_fit_start(self) -> None:
         """Calibrate the field once, on networks that the data module gives; the same on every rank."""
@@ -361,7 +365,7 @@ class FlowMatchingModule(LightningModule):
         return theta
 
     def _compare_with_prior(self, x0: Tensor, generator: torch.Generator) -> None:
-        found = size_mismatch(self.space, x0, self.prior.sample(len(x0), self.geometry, generator).to(x0))
+        found = size_mismatch(self.geometry, x0, self.prior.sample(len(x0), self.geometry, generator).to(x0))
         if found is not None:
             rank_zero_warn(
                 f"training starts where sampling does not: {type(self.coupling).__name__} gives starts whose "
@@ -388,12 +392,3 @@ class FlowMatchingModule(LightningModule):
     def _generator(self, *keys: int) -> torch.Generator:
         state = np.random.SeedSequence([self.seed, *keys]).generate_state(1)
         return torch.Generator().manual_seed(int(state[0]))
-
-    def _describe_hyperparameters(self) -> None:
-        """Where the command line has not given plain hyperparameters, describe the objects they hold."""
-        if "_instantiator" in self.hparams:
-            return
-        parameters = inspect.signature(FlowMatchingModule.__init__).parameters
-        given = {name: value for name, value in self.hparams.items() if value is not parameters[name].default}
-        self.hparams.clear()
-        self.hparams.update(described(given))

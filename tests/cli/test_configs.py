@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import chain, product
 from pathlib import Path
 
@@ -29,10 +30,15 @@ CASES = {
     "euclidean-pna": ("breast_cancer", ("geometry/euclidean", "field/pna")),
 }
 
+LATENT = "geometry/latent"
+"""An overlay that names the one field that takes its geometry: it comes last, in a test of its own."""
+
 
 def test_no_config_is_left_out() -> None:
     shipped = {str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml")}
-    assert shipped == {name for name, _ in CASES.values()} | set(chain(*(overlays for _, overlays in CASES.values())))
+    assert shipped == {name for name, _ in CASES.values()} | set(
+        chain(*(overlays for _, overlays in CASES.values()))
+    ) | {LATENT}
 
 
 @pytest.fixture
@@ -74,6 +80,22 @@ def test_the_field_of_an_overlay_takes_the_place_of_the_configs_own(command, tmp
     field = wsflow.load(tmp_path / "run" / "checkpoints" / "last.ckpt").module.field
     assert isinstance(field, PNAField)
     assert field.norm.normalized_shape == (8,)
+
+
+def test_a_flow_in_a_latent_space_is_evaluated_beside_its_gaussian_null(command, tmp_path):
+    fit = command("fit", "-c", str(CONFIGS / f"{LATENT}.yaml"), "--trainer.max_epochs", "1", "--data.batch_size", "4")
+    assert main([*fit, "--model.field.init_args.width", "8", "--trainer.limit_train_batches", "2"]) == 0
+    checkpoint, samples = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "samples"
+    flow = wsflow.load(checkpoint)
+    assert flow.module.geometry.dim == 62
+    assert main(["predict", "--ckpt_path", str(checkpoint), "--n", "4", "--steps", "2", "--out", str(samples)]) == 0
+    reports = [tmp_path / "stored.json", tmp_path / "drawn.json"]
+    sources = [["--samples", str(samples)], ["--ckpt_path", str(checkpoint), "--steps", "2"]]
+    for source, out in zip(sources, reports, strict=True):
+        assert main(["evaluate", *source, "--n", "4", "--out", str(out), "--baselines", "false"]) == 0
+    stored, drawn = (json.loads(report.read_text()) for report in reports)
+    assert "baselines.latent_gaussian.accuracy" in stored
+    assert stored["baselines.latent_gaussian.loss"] == pytest.approx(drawn["baselines.latent_gaussian.loss"], rel=1e-4)
 
 
 NETWORK = """

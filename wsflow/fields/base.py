@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +38,17 @@ class VectorField(nn.Module, ABC):
 
     Args:
         space: The weight space.
-        extra: ``geometry.dim - space.dim``, the number of trailing coordinates that are no weights.
+        extra: ``geometry.dim - space.dim``, the number of trailing coordinates that are no weights; negative in a
+            latent space, whose coordinates are no weights at all and have one scale in common.
+
+    Attributes:
+        latent: Whether the field takes the coordinates of a latent space, and not only weights.
 
     Raises:
-        ValueError: for a negative ``extra``.
+        ValueError: for a negative ``extra``, but for fields that take a latent space.
     """
 
+    latent: ClassVar[bool] = False
     input_scale: Tensor
     output_scale: Tensor
     _entry: Tensor
@@ -51,10 +56,10 @@ class VectorField(nn.Module, ABC):
     def __init__(self, space: WeightSpace, extra: int = 0) -> None:
         super().__init__()
         if extra < 0:
-            raise ValueError(f"extra must not be negative, got {extra}")
+            self._refuse_latent(space, extra)
         self.space = space
         self.extra = extra
-        entries = len(space.tensors) + (extra > 0)
+        entries = len(space.tensors) + (extra > 0) if extra >= 0 else 1
         self.register_buffer("input_scale", torch.ones(entries))
         self.register_buffer("output_scale", torch.ones(entries))
         self.register_buffer("_entry", _entries(space, extra), persistent=False)
@@ -138,6 +143,13 @@ class VectorField(nn.Module, ABC):
         """Outputs multiplied by the output scale of their tensor, (B, D + extra)."""
         return y * self.output_scale[self._entry]
 
+    def _refuse_latent(self, space: WeightSpace, extra: int) -> None:
+        if not self.latent or space.dim + extra < 1:
+            raise ValueError(
+                f"extra must not be negative, got {extra}: {type(self).__name__} takes the {space.dim} weights of its "
+                f"networks and not {space.dim + extra} coordinates of a latent space; use MLPField there"
+            )
+
     def _check(self, x: Tensor, what: str) -> None:
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(
@@ -174,5 +186,7 @@ def _kinds(space: WeightSpace) -> list[set[type]]:
 
 def _entries(space: WeightSpace, extra: int) -> Tensor:
     """Index of the scale of each coordinate, (D + extra,)."""
+    if extra < 0:
+        return torch.zeros(space.dim + extra, dtype=torch.long)
     counts = [tensor.numel for tensor in space.tensors] + ([extra] if extra else [])
     return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))

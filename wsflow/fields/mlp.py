@@ -6,6 +6,8 @@ and it runs on no other width.  With it, alignment decides what can be learned.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ class MLPField(VectorField):
 
     Args:
         space: The weight space.
-        extra: Trailing coordinates that are no weights.
+        extra: Trailing coordinates that are no weights; negative for a latent space of fewer coordinates than weights.
         width: Size of the hidden state.
         depth: Number of residual blocks.
         condition_dim: Size K of the labels of a conditional field; 0 for none.
@@ -27,6 +29,8 @@ class MLPField(VectorField):
     Raises:
         ValueError: for a width or depth below 1.
     """
+
+    latent: ClassVar[bool] = True
 
     def __init__(
         self, space: WeightSpace, extra: int = 0, width: int = 256, depth: int = 3, condition_dim: int = 0

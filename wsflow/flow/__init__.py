@@ -10,6 +10,7 @@ from wsflow.flow.coupling import (
 from wsflow.flow.path import ConstantNoisePath, GeodesicPath, PathSample, ProbabilityPath
 from wsflow.flow.prior import (
     GaussianPrior,
+    LatentNormal,
     NetworkPrior,
     NoDensityError,
     Prior,
@@ -34,6 +35,7 @@ __all__ = [
     "GeodesicPath",
     "Heun",
     "IndependentCoupling",
+    "LatentNormal",
     "NetworkPrior",
     "NoDensityError",
     "OptimalTransportCoupling",

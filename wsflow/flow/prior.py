@@ -1,6 +1,7 @@
 r"""Where flows start: laws p0 of states at t = 0.
 
-Each prior is a law of weights, carried to the geometry by ``encode``.  Drawing always happens on the CPU, so that a
+Each prior is a law of weights, carried to the geometry by ``encode``, but for :class:`LatentNormal`, which is a law of
+coordinates.  Drawing always happens on the CPU, so that a
 sample does not depend on the device; :func:`sample_prior` gives every sample its own generator.
 """
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wsflow.geometry import Euclidean, Geometry
-from wsflow.weightspace import GaussianInitializer, Initializer, NetworkInitializer, WeightSpace
+from wsflow.weightspace import GaussianInitializer, Initializer, NetworkInitializer
 from wsflow.weightspace.randomness import draw_rows, sample_generator, sample_generators
 
 TOLERANCE = 1.25
@@ -84,6 +85,48 @@ class GaussianPrior(Prior):
             )
         constant = x.shape[1] * (math.log(self.std) + math.log(2 * math.pi) / 2)
         return -(x / self.std).square().sum(dim=1) / 2 - constant
+
+
+class LatentNormal(Prior):
+    """Every coordinate independent, N(0, std^2), where the geometry's coordinates are flat and free.
+
+    In a latent space in units of the zoo's standard deviations, std 1 is where trained networks are.
+
+    Args:
+        std: Standard deviation.
+
+    Raises:
+        ValueError: unless std is positive.
+    """
+
+    def __init__(self, std: float = 1.0) -> None:
+        if not std > 0:
+            raise ValueError(f"std must be positive, got {std}")
+        self.std = std
+
+    def sample(self, n: int, geometry: Geometry, generator: torch.Generator) -> Tensor:
+        """(n, dim).
+
+        Raises:
+            ValueError: for a geometry whose coordinates cannot be drawn freely.
+        """
+        self._refuse(geometry)
+        x = draw_rows(lambda count, source: torch.randn(count, geometry.dim, generator=source), n, generator)
+        return _place(self.std * x, geometry)
+
+    def log_prob(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """Gaussian log density in the volume of the geometry's coordinates."""
+        self._refuse(geometry)
+        constant = x.shape[1] * (math.log(self.std) + math.log(2 * math.pi) / 2)
+        return -(x / self.std).square().sum(dim=1) / 2 - constant
+
+    @staticmethod
+    def _refuse(geometry: Geometry) -> None:
+        if not (geometry.lossy or isinstance(geometry, Euclidean)):
+            raise ValueError(
+                f"LatentNormal draws coordinates, but not every vector is a point of {type(geometry).__name__}: "
+                "use GaussianPrior or NetworkPrior, which draw weights"
+            )
 
 
 class NetworkPrior(Prior):
@@ -157,13 +200,17 @@ def sample_prior(prior: Prior, geometry: Geometry, seed: int, indices: Iterable[
     return prior.sample_each(seed, indices, geometry)
 
 
-def size_mismatch(space: WeightSpace, x0: Tensor, drawn: Tensor) -> tuple[str, float] | None:
-    """The first tensor whose size in ``x0`` (n, dim) is another than in as many draws of a prior, and the ratio."""
-    for tensor in space.tensors:
-        size, other = (x[:, tensor.slice].square().mean().sqrt().clamp_min(1e-12) for x in (x0, drawn))
-        ratio, chance = float(size / other), 5 / math.sqrt(len(x0) * tensor.numel)
+def size_mismatch(geometry: Geometry, x0: Tensor, drawn: Tensor) -> tuple[str, float] | None:
+    """The first tensor whose size in ``x0`` (n, dim) is another than in as many draws of a prior, and the ratio.
+
+    The coordinates of a latent space count as one tensor.
+    """
+    tensors = {tensor.name: tensor.slice for tensor in geometry.space.tensors}
+    for name, part in ({"latent vector": slice(None)} if geometry.lossy else tensors).items():
+        size, other = (x[:, part].square().mean().sqrt().clamp_min(1e-12) for x in (x0, drawn))
+        ratio, chance = float(size / other), 5 / math.sqrt(x0[:, part].numel())
         if abs(math.log(ratio)) > math.log(TOLERANCE) + chance:
-            return tensor.name, ratio
+            return name, ratio
     return None
 
 

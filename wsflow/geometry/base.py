@@ -11,9 +11,9 @@ Every geometry here is a product of *factors* (spheres and Euclidean parts) whos
 it, so that the inner product is :math:`\sum_f w_f \langle u_f, v_f \rangle` with weights :math:`w_f`, 1 by default.
 
 Shapes: ``theta`` (B, D); points ``x`` and tangent vectors ``v`` (B, dim), where ``dim`` is D or, with a log-scale
-coordinate behind the weights for each classifier, D + 1 or more.  ``encode`` also takes extended vectors (B, D + D_b)
-and gives their running statistics, moved along, behind the point; ``decode`` takes (B, dim + D_b) back.  Statistics are
-no coordinates: nothing else takes them.
+coordinate behind the weights for each classifier, D + 1 or more; in a latent space, fewer.  ``encode`` also takes
+extended vectors (B, D + D_b), but in a latent space, and gives their running statistics, moved along, behind the point;
+``decode`` takes (B, dim + D_b) back.  Statistics are no coordinates: nothing else takes them.
 """
 
 from __future__ import annotations
@@ -46,9 +46,11 @@ class Geometry(nn.Module, ABC):
         dim: Coordinates of a point.
         factors: Names of the factors, in the order of the weights that :meth:`inner` takes.
         flat: Whether geodesics are straight lines and every vector is tangent.
+        lossy: Whether decoding what was encoded gives another function, so that networks are judged as they are.
     """
 
     flat: bool = False
+    lossy: bool = False
     _factor: Tensor
 
     def __init__(

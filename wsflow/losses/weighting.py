@@ -156,7 +156,9 @@ def displacement(geometry: Geometry, x0: Tensor, x1: Tensor) -> Tensor:
 
 
 def neuron_means(space: WeightSpace, values: Tensor) -> Tensor:
-    """Values (dim,) averaged over the neurons of each hidden group; coordinates behind the D weights stay."""
+    """Values (dim,) averaged over the neurons of each hidden group; others than the D weights' stay."""
+    if len(values) < space.dim:
+        return values  # coordinates of a latent space belong to no neuron
     hidden, result = {group.name for group in space.hidden}, values.clone()
     for block in space.blocks:
         axes = [axis for axis, group in ((-3, block.target), (-2, block.source)) if group in hidden]

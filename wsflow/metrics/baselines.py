@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from wsflow.geometry import Geometry
 from wsflow.metrics.weight_space import CanonicalWeights
 
 
@@ -71,6 +72,27 @@ class GaussianBaseline(Baseline):
         """(n, D) draws."""
         x = material.x
         return material.form.invert(x.mean(dim=0) + x.std(dim=0) * _normal(n, x, generator))
+
+
+class LatentGaussianBaseline(Baseline):
+    """The Gaussian null of a latent space: independent coordinates with the zoo's mean and deviation, decoded.
+
+    It stands beside every flow in a latent space as it is, without noise that would bring it to the samples' novelty.
+
+    Args:
+        geometry: The latent space.
+    """
+
+    name = "latent_gaussian"
+    compared = False
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+
+    def generate(self, material: Material, n: int, generator: torch.Generator) -> Tensor:
+        """(n, D) decoded draws."""
+        z = self.geometry.encode(material.theta)
+        return self.geometry.decode(z.mean(dim=0) + z.std(dim=0) * _normal(n, z, generator))
 
 
 class NoiseBaseline(Baseline):

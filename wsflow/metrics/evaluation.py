@@ -4,7 +4,8 @@ An :class:`Evaluation` is prepared once with training and held-out networks and 
 generated networks.  Scores are of the data of ``split``; distances between functions are measured on validation inputs
 always.  Every network, whether real, generated or a baseline's, is first brought through
 ``geometry.decode(geometry.encode(theta))``, so that a geometry that changes losses changes them on both sides of a
-comparison.
+comparison.  A latent space is the exception: what it loses is its flow's own fault, and networks stay as they are.
+There, independent Gaussian coordinates (``baselines.latent_gaussian``) stand beside the samples whatever else does.
 
 A report is flat, so that it can be logged and stored as it is::
 
@@ -18,6 +19,7 @@ A report is flat, so that it can be logged and stored as it is::
 :meth:`Evaluation.beside` adds what is asked for once, at the end::
 
     heldout.raw.accuracy, heldout.raw.loss, ...: of held-out networks as they were trained, in no canonical form,
+    heldout.projected.accuracy, ...: of held-out networks brought through a latent space, where there is one,
     best_single.accuracy, best_single.loss: of the training network with the least loss on validation data,
     samples.ensemble50_accuracy, samples.ensemble50_nll, heldout.ensemble50_...: of the first 50 networks
 
@@ -43,8 +45,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from wsflow.alignment import Aligner
-from wsflow.geometry import Geometry
-from wsflow.metrics.baselines import Baseline, Material, default_baselines
+from wsflow.geometry import Geometry, PrincipalComponents
+from wsflow.metrics.baselines import Baseline, LatentGaussianBaseline, Material, default_baselines
 from wsflow.metrics.diversity import dispersion, moments
 from wsflow.metrics.function_space import Nearest, nearest, predict
 from wsflow.metrics.matching import Noisy, match_noise
@@ -100,7 +102,8 @@ class Evaluation:
         train: (m, D), the training networks, one final snapshot of each run.
         heldout: (h, D), runs that no flow was trained on, one final snapshot each.
         split: Whose data scores are of: ``val`` with validation runs, ``test`` with test runs.
-        geometry: Of the flow; every network goes through its canonical form.  None leaves networks as they are.
+        geometry: Of the flow; every network goes through its canonical form.  None, or a latent space, leaves networks
+            as they are.
         starts: (m, D), the start of each training run, its neurons in the order of ``train``'s; needed by the
             displacement baseline.
         fresh: (r, D), starts of no training run; needed by the displacement and equal-cost baselines.
@@ -141,6 +144,9 @@ class Evaluation:
         if starts is not None and starts.shape != train.shape:
             raise ValueError(f"{len(starts)} starts do not fit {len(train)} training networks: give one for each")
         self._trained, self._starts, self._fresh, self._baselines = train.detach(), starts, fresh, baselines
+        self._latent = geometry if geometry is not None and geometry.lossy else None
+        if isinstance(geometry, PrincipalComponents) and not geometry.fitted:
+            geometry.fit(train)  # a flow's description names it without its numbers, and these networks give them
 
     def __call__(self, samples: Tensor) -> Report:
         """Evaluate generated networks (n, D).
@@ -197,6 +203,9 @@ class Evaluation:
         if not self.task.has_data:
             return {}
         values = _keyed("heldout.raw", quality(self.task, self._raw, self.split).summary())
+        if self._latent is not None:
+            projected = self._latent.decode(self._latent.encode(self._raw))
+            values |= _keyed("heldout.projected", quality(self.task, projected, self.split).summary())
         values |= _keyed("best_single", best_single(self.task, self.train, self.split))
         for name in ("samples", "heldout"):
             theta = report.families[name].theta
@@ -209,6 +218,8 @@ class Evaluation:
     def _with_data(self, theta: Tensor) -> Report:
         families, noises = {"samples": self.measure(theta), "heldout": self.heldout}, dict[str, float]()
         baselines = default_baselines(self.material) if self._baselines is None else self._baselines
+        if self._latent is not None:
+            baselines = [LatentGaussianBaseline(self._latent), *baselines]
         for baseline in baselines:
             for name, (family, noise) in self._baseline(baseline, families["samples"]).items():
                 families[name], noises[name] = family, noise
@@ -279,7 +290,9 @@ class Evaluation:
     @torch.no_grad()
     def _formed(self, theta: Tensor) -> Tensor:
         """What the geometry makes of networks."""
-        return theta.detach() if self.geometry is None else self.geometry.decode(self.geometry.encode(theta))
+        if self.geometry is None or self.geometry.lossy:
+            return theta.detach()
+        return self.geometry.decode(self.geometry.encode(theta))
 
 
 class EvaluationMetric(Metric):

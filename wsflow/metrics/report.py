@@ -67,6 +67,7 @@ def render_text(report: Mapping[str, float], width: int = 120) -> str:
 def _rows(report: Mapping[str, float]) -> dict[str, str]:
     """Prefixes of keys, with labels."""
     known = {"samples.": "generated", "heldout.": "held-out runs", "heldout.raw.": "  as trained"}
+    known["heldout.projected."] = "  in latent space"
     known["best_single."] = "best training run"
     for name in dict.fromkeys(key.split(".")[1] for key in report if key.startswith("baselines.")):
         known[f"baselines.{name}."] = name

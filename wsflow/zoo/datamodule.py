@@ -121,6 +121,11 @@ class ZooDataModule(LightningDataModule):
         """The first run of the train split, which networks are aligned to unless the aligner finds a reference."""
         return int(self.runs["train"][0])
 
+    @property
+    def aligned(self) -> bool:
+        """Whether a place in the weights of two networks means the same; so it is without neurons that permute."""
+        return not self.task.space.hidden or (self.aligner is not None and not self.permute)
+
     def prepare_data(self) -> None:
         """Collect the zoo where it is absent or incomplete, and fill the alignment's cache; in one process only."""
         if self.collector is not None and not (Path(self.path) / MANIFEST).exists():
