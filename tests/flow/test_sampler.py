@@ -57,6 +57,18 @@ def test_steps_are_steps(flat: Euclidean):
     assert times == [0, 0.25, 0.5, 0.75]
 
 
+def test_the_time_grid_is_a_power(flat: Euclidean):
+    seen: list[float] = []
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(t[0].item())
+        return torch.ones_like(x)
+
+    x = Sampler(steps=4, power=3)(velocity, flat, torch.zeros(2, flat.dim))
+    assert seen == pytest.approx([0, 1 / 64, 8 / 64, 27 / 64])
+    torch.testing.assert_close(x, torch.ones_like(x))
+
+
 def test_the_final_state_is_finished(geometry: Geometry, theta: Tensor):
     x0 = geometry.encode(theta)
     x = Sampler(steps=3)(lambda x, t: geometry.tangent(x, x0.flip(0)), geometry, x0)

@@ -117,6 +117,7 @@ def stages(
     drawn += ["--steps", str(point.steps or STEPS), "--overwrite"]
     drawn += ["--solver", point.solver] if point.solver else []
     drawn += ["--noise", str(point.noise)] if point.noise else []
+    drawn += ["--power", str(point.power)] if point.power else []
     yield Stage(f"{target.name}/predict", drawn, {"options": drawn})
     judged = ["evaluate", "--samples", str(samples), "--split", split, "--n", n, "--seed", str(seed)]
     judged += [] if baselines else ["--baselines", "false"]

@@ -36,6 +36,7 @@ class Point:
         steps: Solver steps; a list makes one case for each.
         solver: Class of the solver; Euler by default.
         noise: Noise before every step.
+        power: Of the time grid.
         checkpoint: Stem of the checkpoint file that is sampled.
         transfer: The zoo of other widths that the flow is carried over to.
         transfer_configs: Configs that collect that zoo where it is absent, relative to the file.
@@ -52,6 +53,7 @@ class Point:
     steps: int | list[int] | None = None
     solver: str | None = None
     noise: float | None = None
+    power: float | None = None
     checkpoint: str | None = None
     transfer: str | None = None
     transfer_configs: list[str] = field(default_factory=list)

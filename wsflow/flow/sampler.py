@@ -2,6 +2,10 @@ r"""From prior states to generated ones: how the flow is solved at sampling time
 
 These settings are no part of a trained model; the same checkpoint is sampled with many of them.
 
+*Time grid.*  Step k of K goes from :math:`(k / K)^p` to :math:`((k + 1) / K)^p`.  A flow that pairs a start with its own
+trained network decides near t = 0 what becomes of a start, and changes fast there: with p = 3, 16 steps solved the flow
+of 784-10-10 more exactly than 32 equal ones (docs/results.md).
+
 *Stochastic sampling* (thesis, section 6.5) adds tangent noise before every step,
 :math:`x \leftarrow \exp_x(\varepsilon P_x z)` with z standard normal, and none after the last.  Such samples have no
 density under the flow.
@@ -24,19 +28,23 @@ class Sampler:
 
     Args:
         solver: The method; None for :class:`Euler`.
-        steps: Number of steps, of equal size (the grid has one point more).
+        steps: Number of steps (the grid has one point more).
         noise: Standard deviation, per coordinate, of what is added before every step.
+        power: p of the time grid; 1 for equal steps, above 1 for smaller ones at early times.
 
     Raises:
-        ValueError: for fewer than one step or negative noise.
+        ValueError: for fewer than one step, negative noise or a power that is not positive.
     """
 
-    def __init__(self, solver: Solver | None = None, steps: int = 16, noise: float = 0.0) -> None:
-        if steps < 1 or not noise >= 0:
-            raise ValueError(f"steps must be at least 1 and noise not negative; got {steps} and {noise}")
+    def __init__(self, solver: Solver | None = None, steps: int = 16, noise: float = 0.0, power: float = 1.0) -> None:
+        if steps < 1 or not noise >= 0 or not power > 0:
+            raise ValueError(
+                f"steps must be at least 1, noise not negative and power positive; got {steps}, {noise} and {power}"
+            )
         self.solver = solver if solver is not None else Euler()
         self.steps = steps
         self.noise = noise
+        self.power = power
 
     @torch.no_grad()
     def __call__(
@@ -64,7 +72,7 @@ class Sampler:
         Raises:
             ValueError: where there is noise but not one generator per sample.
         """
-        times = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)
+        times = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64) ** self.power
         perturb = self._perturb(geometry, x0, generators) if self.noise > 0 else None
         x, _ = integrate(velocity, geometry, self.solver, x0, times, None, singular_end, perturb)
         return geometry.finish(x)
