@@ -119,7 +119,7 @@ def test_recomputing_layers_changes_no_gradient(space: WeightSpace) -> None:
     field, (x, t) = make(space), points(space)
     gradients = []
     for again in (False, True):
-        field.checkpointing = again
+        field.recompute = again
         field.zero_grad()
         field(x, t).square().sum().backward()
         gradients.append([p.grad.clone() for p in field.parameters()])

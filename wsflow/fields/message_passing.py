@@ -27,15 +27,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from wsflow.fields.base import VectorField, check_same_ends
+from wsflow.fields.ends import BlockWriter, FixedAxes, NodeEncoder, vector_head, zero
+from wsflow.fields.graph_field import GraphField
 from wsflow.fields.graph_network import GraphNetwork
-from wsflow.fields.pieces import Piece, coordinate_pieces, flat_order, graph, refuse_parts
-from wsflow.fields.relational_transformer import BlockWriter, FixedAxes, NodeEncoder
-from wsflow.fields.time_embedding import TimeEmbedding
 from wsflow.weightspace import WeightSpace
 
 
-class MessagePassingField(VectorField):
+class MessagePassingField(GraphField):
     """A message-passing network over the neural graph of a base network.
 
     Args:
@@ -58,7 +56,6 @@ class MessagePassingField(VectorField):
             for grouped convolutions, attention heads and groups of norms, by the name of the tensor.
     """
 
-    _order: Tensor | None
     _edge_index: Tensor
 
     def __init__(
@@ -73,14 +70,10 @@ class MessagePassingField(VectorField):
         neuron_embedding: bool = False,
         reverse: bool = True,
     ) -> None:
-        refuse_parts(space)
-        super().__init__(space, extra)
-        self.neuron_embedding, self.reverse = neuron_embedding, reverse
-        self._follow(space)
+        super().__init__(space, extra, width, condition, neuron_embedding)
+        self.reverse = reverse
+        self._add_edges(space)
         self.network = GraphNetwork(network(width), width, edge_width)
-        self.time = TimeEmbedding(width)
-        self.condition = nn.Linear(condition, width) if condition else None
-        self.extra_in = nn.Linear(extra, width) if extra else None
         self.edge_in = nn.ModuleList(nn.Linear(block.depth, edge_width) for block in space.blocks)
         self.backward = nn.Parameter(0.5 * torch.randn(edge_width)) if reverse else None
         self.node_in = nn.ModuleList(NodeEncoder(space, i, width, neuron_embedding) for i in range(len(space.groups)))
@@ -92,46 +85,23 @@ class MessagePassingField(VectorField):
         self.edge_update = EdgeUpdate(width, edge_width)
         self.edge_out = nn.ModuleList(nn.Linear(edge_width, block.depth) for block in space.blocks)
         self.write = nn.ModuleList(BlockWriter(space, block, width) for block in space.blocks)
-        self.node_out = nn.ModuleList(_vector_head(space, group.name, width) for group in space.groups)
-        self.extra_out = nn.Linear(width, extra) if extra else None
-        for head in (self.modulation, *self.edge_out, *self.node_out, self.extra_out):
+        self.node_out = nn.ModuleList(vector_head(space, group.name, width) for group in space.groups)
+        for head in (self.modulation, *self.edge_out, *self.node_out):
             zero(head)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The field's output, (B, D + extra), at points x (B, D + extra) and times t (B,).
-
-        Args:
-            x: Points.
-            t: Times in [0, 1].
-            condition: (B, K) where the field is conditional.
-
-        Raises:
-            ValueError: where a condition is missing, or given to a field that takes none.
-        """
-        if (condition is None) != (self.condition is None):
-            raise ValueError("a field with condition > 0 needs a condition for every state, any other field takes none")
-        scaled = self._scaled_in(x)
-        context = self.time(t)
-        if self.condition is not None:
-            context = context + self.condition(condition)
-        if self.extra_in is not None:
-            context = context + self.extra_in(scaled[:, self.space.dim :])
-        nodes, edges = self._pass(*self._encode(scaled), context)
-        return self._scaled_out(self._decode(nodes, edges))
-
-    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """States of nodes (B, N, d) and edges (B, E, d_e)."""
-        space, nodes = self.space, []
-        for group, encode in zip(space.groups, self.node_in, strict=True):
-            values = [vector.view(x) for vector in space.vectors if vector.group == group.name]
-            nodes.append(encode(values, x.shape[0], group.size))
-        weights = [block.view(x) for block in space.blocks]
-        for (target, source), read, weight in zip(space.joins, self.read, weights, strict=True):
-            into, out_of = read(weight)
-            nodes[target] = nodes[target] if into is None else nodes[target] + into
-            nodes[source] = nodes[source] if out_of is None else nodes[source] + out_of
-        edges = [encode(weight).flatten(1, 2) for encode, weight in zip(self.edge_in, weights, strict=True)]
-        return torch.cat(nodes, dim=1), torch.cat(edges, dim=1)
+    def _field(self, x: Tensor, context: Tensor) -> Tensor:
+        states = self._first_states(x, self.space.groups, self.node_in, self.read)
+        read = [
+            encode(block.view(x)).flatten(1, 2) for encode, block in zip(self.edge_in, self.space.blocks, strict=True)
+        ]
+        nodes, edges = self._pass(torch.cat(list(states.values()), dim=1), torch.cat(read, dim=1), context)
+        blocks = [
+            out(edge) + write(nodes[target], nodes[source])
+            for out, write, edge, (target, source) in zip(
+                self.edge_out, self.write, edges, self.space.joins, strict=True
+            )
+        ]
+        return self._flat(blocks, dict(zip(states, nodes, strict=True)), self.node_out, nodes[-1])
 
     def _pass(self, nodes: Tensor, edges: Tensor, context: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """States of nodes (B, n, d) by group and of edges (B, out, in, d_e) by block, after the network."""
@@ -156,44 +126,15 @@ class MessagePassingField(VectorField):
         ]
         return list(by_group), by_block
 
-    def _decode(self, nodes: list[Tensor], edges: list[Tensor]) -> Tensor:
-        space = self.space
-        parts: dict[Piece, Tensor] = {}
-        for i, (block, (target, source)) in enumerate(zip(space.blocks, space.joins, strict=True)):
-            parts[block] = self.edge_out[i](edges[i]) + self.write[i](nodes[target], nodes[source])
-        for group, state, head in zip(space.groups, nodes, self.node_out, strict=True):
-            vectors = [vector for vector in space.vectors if vector.group == group.name]
-            if vectors:
-                values = torch.split(head(state), [vector.depth for vector in vectors], dim=-1)
-                parts.update(zip(vectors, values, strict=True))
-        flat = [parts[piece].flatten(1) for piece in self._pieces]
-        if self._order is not None:
-            flat = [torch.cat(flat, dim=1)[:, self._order]]
-        if self.extra_out is not None:
-            flat.append(self.extra_out(nodes[-1].mean(dim=1)))
-        return torch.cat(flat, dim=1)
+    def _bind(self, space: WeightSpace) -> None:
+        super()._bind(space)
+        self._add_edges(space)
 
-    def _follow(self, space: WeightSpace) -> None:
-        """Set what follows from the space alone."""
-        order, device = flat_order(space), self._entry.device
-        self._pieces = coordinate_pieces(space)
-        self.register_buffer("_order", None if order is None else order.to(device), persistent=False)
+    def _add_edges(self, space: WeightSpace) -> None:
         edge_index = edges_of(space)
         if self.reverse:
             edge_index = torch.cat([edge_index, edge_index.flip(0)], dim=1)
-        self.register_buffer("_edge_index", edge_index.to(device), persistent=False)
-
-    def _bind(self, space: WeightSpace) -> None:
-        if self.neuron_embedding:
-            raise ValueError("a field with neuron_embedding=True is tied to its widths and cannot be bound to others")
-        check_same_ends(self.space, space)
-        refuse_parts(space)
-        if graph(self.space) != graph(space):
-            raise ValueError(
-                f"the field was made for blocks and vectors {graph(self.space)} (places of the groups they join, "
-                f"weights per edge) and cannot be bound to {graph(space)}"
-            )
-        self._follow(space)
+        self.register_buffer("_edge_index", edge_index.to(self._entry.device), persistent=False)
 
 
 class EdgeUpdate(nn.Module):
@@ -240,15 +181,3 @@ def edges_of(space: WeightSpace) -> Tensor:
         ends = torch.cartesian_prod(start[target] + torch.arange(block.out), start[source] + torch.arange(block.in_))
         parts.append(ends.flip(1).T)
     return torch.cat(parts, dim=1)
-
-
-def zero(head: nn.Module | None) -> None:
-    """Let a layer give zero at first; a head that does not exist, or has no output, is passed over."""
-    if isinstance(head, nn.Linear):
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-
-
-def _vector_head(space: WeightSpace, group: str, width: int) -> nn.Module:
-    count = sum(vector.depth for vector in space.vectors if vector.group == group)
-    return nn.Linear(width, count) if count else nn.Identity()

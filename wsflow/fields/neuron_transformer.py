@@ -37,14 +37,12 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 from torch.utils.checkpoint import checkpoint
 
-from wsflow.fields.base import VectorField, check_same_ends
-from wsflow.fields.pieces import Piece, coordinate_pieces, flat_order, graph, refuse_parts
-from wsflow.fields.relational_transformer import FixedAxes, NodeEncoder
-from wsflow.fields.time_embedding import TimeEmbedding
-from wsflow.weightspace import GroupVector, WeightBlock, WeightSpace
+from wsflow.fields.ends import FixedAxes, NodeEncoder, vector_head, zero
+from wsflow.fields.graph_field import GraphField
+from wsflow.weightspace import WeightBlock, WeightSpace
 
 
-class NeuronTransformer(VectorField):
+class NeuronTransformer(GraphField):
     """Transformer over the hidden and output neurons of a network.
 
     Args:
@@ -58,14 +56,13 @@ class NeuronTransformer(VectorField):
         dropout: Probability with which, in training, each number that a layer adds to a token is left out.
         neuron_embedding: Gives each hidden neuron an embedding of its own, which breaks equivariance on purpose: for
             aligned zoos, whose neurons have a fixed order.  Such a field cannot be bound to another width.
-        checkpointing: Recompute each layer in the backward pass instead of holding what it computed.
+        recompute: Keeps only the states between layers for the backward pass of a training and computes each layer
+            again there.
 
     Raises:
         ValueError: where ``heads`` does not divide ``width``, and for grouped convolutions, attention heads and
             groups of norms, by the name of the tensor.
     """
-
-    _order: Tensor | None
 
     def __init__(
         self,
@@ -78,18 +75,12 @@ class NeuronTransformer(VectorField):
         condition: int = 0,
         dropout: float = 0.0,
         neuron_embedding: bool = False,
-        checkpointing: bool = False,
+        recompute: bool = False,
     ) -> None:
         if width % heads:
             raise ValueError(f"width {width} is not divisible by heads {heads}")
-        refuse_parts(space)
-        super().__init__(space, extra)
-        self.neuron_embedding, self.checkpointing = neuron_embedding, checkpointing
-        self._follow(space)
-        self.time = TimeEmbedding(width)
-        self.condition = nn.Linear(condition, width) if condition else None
-        self.extra_in = nn.Linear(extra, width) if extra else None
-        self.extra_out = nn.Linear(width, extra) if extra else None
+        super().__init__(space, extra, width, condition, neuron_embedding)
+        self.recompute = recompute
         self.token_in = nn.ModuleList(NodeEncoder(space, i, width, neuron_embedding) for i in self._groups)
         readers = [FixedAxes(space, block, width) for block in space.blocks]
         for block, reader in zip(space.blocks, readers, strict=True):
@@ -101,73 +92,30 @@ class NeuronTransformer(VectorField):
         depths = [block.depth for block in self._inner]
         self.layers = nn.ModuleList(Layer(width, heads, mlp, depths, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        for head in (*self.vectors_out, self.extra_out):
+        for head in self.vectors_out:
             zero(head)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The field's output, (B, D + extra), at points x (B, D + extra) and times t (B,).
-
-        Args:
-            x: Points.
-            t: Times in [0, 1].
-            condition: (B, K) where the field is conditional.
-
-        Raises:
-            ValueError: where a condition is missing, or given to a field that takes none.
-        """
-        if (condition is None) != (self.condition is None):
-            raise ValueError("a field with condition > 0 needs a condition for every state, any other field takes none")
-        scaled = self._scaled_in(x)
-        context = self.time(t)
-        if self.condition is not None:
-            context = context + self.condition(condition)
-        if self.extra_in is not None:
-            context = context + self.extra_in(scaled[:, self.space.dim :])
-        context = silu(context)
-        tokens, weights = self._encode(scaled), [block.view(scaled) for block in self._inner]
+    def _field(self, x: Tensor, context: Tensor) -> Tensor:
+        groups = [self.space.groups[i] for i in self._groups]
+        tokens = torch.cat(list(self._first_states(x, groups, self.token_in, self.read).values()), dim=1)
+        weights, context = [block.view(x) for block in self._inner], silu(context)
         for layer in self.layers:
             arguments = (tokens, context, weights, self._spans)
-            if self.checkpointing and torch.is_grad_enabled():
+            if self.recompute and self.training and torch.is_grad_enabled():
                 tokens = checkpoint(layer, *arguments, use_reentrant=False)
             else:
                 tokens = layer(*arguments)
-        return self._scaled_out(self._decode(self.norm(tokens), scaled))
-
-    def _encode(self, x: Tensor) -> Tensor:
-        """First states of all tokens, (B, N, d)."""
-        states = {}
-        for name, size, encode in zip(self._names, self._sizes, self.token_in, strict=True):
-            states[name] = encode([vector.view(x) for vector in self._vectors(name)], x.shape[0], size)
-        for block, read in zip(self.space.blocks, self.read, strict=True):
-            for name, state in zip((block.target, block.source), read(block.view(x)), strict=True):
-                if state is not None and name in states:
-                    states[name] = states[name] + state
-        return torch.cat(list(states.values()), dim=1)
-
-    def _decode(self, tokens: Tensor, x: Tensor) -> Tensor:
+        tokens = self.norm(tokens)
         states = dict(zip(self._names, torch.split(tokens, self._sizes, dim=1), strict=True))
-        parts: dict[Piece, Tensor] = {}
-        for block, write in zip(self.space.blocks, self.write, strict=True):
-            parts[block] = write(states.get(block.target), states.get(block.source), block.view(x))
-        for name, head in zip(self._names, self.vectors_out, strict=True):
-            if vectors := self._vectors(name):
-                values = torch.split(head(states[name]), [vector.depth for vector in vectors], dim=-1)
-                parts.update(zip(vectors, values, strict=True))
-        flat = [parts[piece].flatten(1) for piece in self._pieces]
-        if self._order is not None:
-            flat = [torch.cat(flat, dim=1)[:, self._order]]
-        if self.extra_out is not None:
-            flat.append(self.extra_out(tokens.mean(dim=1)))
-        return torch.cat(flat, dim=1)
-
-    def _vectors(self, group: str) -> list[GroupVector]:
-        return [vector for vector in self.space.vectors if vector.group == group]
+        blocks = [
+            write(states.get(block.target), states.get(block.source), block.view(x))
+            for block, write in zip(self.space.blocks, self.write, strict=True)
+        ]
+        return self._flat(blocks, states, self.vectors_out, tokens)
 
     def _follow(self, space: WeightSpace) -> None:
         """Set what follows from the space alone."""
-        order = flat_order(space)
-        self._pieces = coordinate_pieces(space)
-        self.register_buffer("_order", None if order is None else order.to(self._entry.device), persistent=False)
+        super()._follow(space)
         with_vectors = {vector.group for vector in space.vectors}
         groups = [(i, g) for i, g in enumerate(space.groups) if g.role != "input" or g.name in with_vectors]
         self._groups = [i for i, _ in groups]
@@ -176,18 +124,6 @@ class NeuronTransformer(VectorField):
         span = {name: slice(a, b) for name, (a, b) in zip(self._names, pairwise(ends), strict=True)}
         self._inner = [block for block in space.blocks if {block.source, block.target} <= set(span)]
         self._spans = [(span[block.target], span[block.source]) for block in self._inner]
-
-    def _bind(self, space: WeightSpace) -> None:
-        if self.neuron_embedding:
-            raise ValueError("a field with neuron_embedding=True is tied to its widths and cannot be bound to others")
-        check_same_ends(self.space, space)
-        refuse_parts(space)
-        if graph(self.space) != graph(space):
-            raise ValueError(
-                f"the field was made for blocks and vectors {graph(self.space)} (places of the groups they join, "
-                f"weights per edge) and cannot be bound to {graph(space)}"
-            )
-        self._follow(space)
 
 
 class TokenWriter(nn.Module):
@@ -299,16 +235,3 @@ class Layer(nn.Module):
             sent = out_of(seen[:, target]).view(batch, out * depth, width)
             messages[:, source] += weight.permute(0, 2, 1, 3).flatten(2) @ sent / math.sqrt(out * depth)
         return messages
-
-
-def vector_head(space: WeightSpace, group: str, width: int) -> nn.Module:
-    """Projection from a group's states to its vectors; nothing where it has none."""
-    count = sum(vector.depth for vector in space.vectors if vector.group == group)
-    return nn.Linear(width, count) if count else nn.Identity()
-
-
-def zero(head: nn.Module | None) -> None:
-    """Let a layer give zero at first; a head that does not exist, or has no output, is passed over."""
-    if isinstance(head, nn.Linear):
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)

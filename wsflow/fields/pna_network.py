@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.aggr import DegreeScalerAggregation
 
-from wsflow.fields.message_passing import EdgeUpdate, zero
+from wsflow.fields.ends import zero
+from wsflow.fields.message_passing import EdgeUpdate
 
 AGGREGATORS = ("mean", "min", "max", "std")
 SCALERS = ("identity", "amplification", "attenuation")
