@@ -44,9 +44,10 @@ class Flow:
         n: int,
         seed: int = 0,
         sampler: Sampler | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         first: int = 0,
         prior: Prior | None = None,
+        memory: str | None = None,
     ) -> Tensor:
         """Generated networks, (n, D); the i-th depends on (seed, first + i) alone.
 
@@ -54,16 +55,17 @@ class Flow:
             n: How many.
             seed: Not negative.
             sampler: How the flow is solved; 16 Euler steps by default.
-            batch_size: Networks solved at once.
+            batch_size: Networks solved at once; as many as the memory limit allows by default.
             first: Index of the first sample.
             prior: Where samples start; the flow's own prior by default.
+            memory: The limit, such as ``2GiB``; half of the device's free memory by default.
 
         Raises:
             ValueError: for a negative number of networks, and as :meth:`FlowMatchingModule.sample` does.
         """
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
-        return self.module.sample(range(first, first + n), seed, sampler, batch_size, prior)
+        return self.module.sample(range(first, first + n), seed, sampler, batch_size, prior, memory)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Flow:

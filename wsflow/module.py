@@ -47,7 +47,6 @@ from wsflow.fields import (
     SelfConditioned,
     VectorField,
     Velocity,
-    follow,
     predict,
 )
 from wsflow.flow import (
@@ -63,15 +62,15 @@ from wsflow.flow import (
     SnapshotPath,
     StartsPrior,
     TimeLaw,
-    sample_generators,
-    sample_prior,
     size_mismatch,
 )
 from wsflow.geometry import UNALIGNED, Euclidean, Geometry, PrincipalComponents
 from wsflow.losses import FunctionalTerm, Weighting
+from wsflow.sampling import Generation
 from wsflow.schedule import WarmupCosine
 from wsflow.weightspace import WeightSpace, ZooBatch
 from wsflow.weightspace.randomness import RowGenerator, common
+from wsflow.weightspace.transfer import send
 
 TRAINING, VALIDATION, CALIBRATION = range(3)
 CALIBRATION_NETWORKS, CALIBRATION_BATCH = 512, 16
@@ -149,9 +148,9 @@ class FlowMatchingModule(LightningModule):
 
     def draw(self, batch: ZooBatch, generator: torch.Generator) -> PathSample:
         """States between the prior and the networks of a batch, with times and velocities."""
-        x0 = self.prior.sample(len(batch.x1), self.geometry, generator).to(batch.x1)
+        x0 = send(self.prior.sample(len(batch.x1), self.geometry, generator), batch.x1)
         x0, x1 = self.coupling(batch, x0, self.geometry, generator)
-        t = self.time.sample(len(x1), generator).to(x1)
+        t = send(self.time.sample(len(x1), generator), x1)
         return self.path.along(batch, x0, x1, t, self.geometry, generator)
 
     def loss(self, batch: ZooBatch, generator: torch.Generator) -> Tensor:
@@ -187,8 +186,9 @@ class FlowMatchingModule(LightningModule):
         indices: Iterable[int],
         seed: int = 0,
         sampler: Sampler | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         prior: Prior | None = None,
+        memory: str | None = None,
     ) -> Tensor:
         """Generated networks; each depends on (seed, its index) alone.
 
@@ -196,25 +196,22 @@ class FlowMatchingModule(LightningModule):
             indices: Which samples to draw, such as ``range(100)``.
             seed: Not negative.
             sampler: How the flow is solved; 16 Euler steps by default.
-            batch_size: Networks solved at once.
+            batch_size: Networks solved at once; as many as the memory limit allows by default.
             prior: Where samples start; the module's own by default.
+            memory: The limit, such as ``2GiB``; half of the device's free memory by default.
 
         Returns:
             (n, D), decoded weights on the module's device.
 
         Raises:
-            ValueError: for a negative seed, or where a generated weight is not finite.
+            ValueError: as :class:`wsflow.sampling.Generation` does.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        numbers, training = torch.as_tensor(list(indices), dtype=torch.long), self.training
-        sampler, prior = sampler or Sampler(), prior or self.prior
-        self.eval()
-        try:
-            parts = [self._solve(part.tolist(), seed, sampler, prior) for part in torch.split(numbers, batch_size)]
-        finally:
-            self.train(training)
-        return torch.cat(parts) if len(numbers) else torch.empty(0, self.space.dim, device=self.device)
+        return self.generation(seed, sampler, prior)(indices, batch_size, memory)
+
+    def generation(self, seed: int = 0, sampler: Sampler | None = None, prior: Prior | None = None) -> Generation:
+        """How :meth:`sample` generates networks, and how many fit into memory at once."""
+        parts = (self.field, self.parametrization, self.geometry, prior or self.prior, sampler or Sampler())
+        return Generation(*parts, seed, self.device)
 
     @torch.no_grad()
     def calibrate(self, batch: ZooBatch, task: Any = None) -> None:
@@ -351,18 +348,6 @@ class FlowMatchingModule(LightningModule):
         generator = self._row_generator(loader, batch, batch_idx, VALIDATION)
         loss = torch.stack([self.loss(batch, generator) for _ in range(self.validation_draws)]).mean()
         self.log(name, loss, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(batch.x1))
-
-    def _solve(self, indices: list[int], seed: int, sampler: Sampler, prior: Prior) -> Tensor:
-        x0 = sample_prior(prior, self.geometry, seed, indices).to(self.device)
-        generators = sample_generators(seed, indices)
-        velocity = follow(self.field, self.parametrization, self.geometry)
-        x = sampler(velocity, self.geometry, x0, generators, self.parametrization.singular_end)
-        theta = self.geometry.decode(x)
-        finite = theta.isfinite().all(1)
-        if not finite.all():
-            bad = indices[int(finite.logical_not().nonzero()[0])]
-            raise ValueError(f"sample {bad} (seed {seed}) has weights that are not finite: the field diverges there")
-        return theta
 
     def _compare_with_prior(self, x0: Tensor, generator: torch.Generator) -> None:
         found = size_mismatch(self.geometry, x0, self.prior.sample(len(x0), self.geometry, generator).to(x0))

@@ -88,7 +88,7 @@ def test_training_is_the_same_with_and_without(data):
 def test_a_prior_of_starts_is_sampled_from_validation_runs(data, monkeypatch):
     seen = []
     sample = FlowMatchingModule.sample
-    monkeypatch.setattr(FlowMatchingModule, "sample", lambda self, *args: seen.append(args[-1]) or sample(self, *args))
+    monkeypatch.setattr(FlowMatchingModule, "sample", lambda self, *args: seen.append(args[4]) or sample(self, *args))
     flow = module(data, prior=StartsPrior())
     trainer(GenerationCallback(n=2)).validate(flow, datamodule=data, verbose=False)
     assert torch.equal(flow.prior.starts, data.networks("train").start)

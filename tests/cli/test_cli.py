@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -156,6 +157,22 @@ def test_predict_follows_its_options(trained, tmp_path):
     torch.testing.assert_close(zoo.theta, expected, rtol=1e-5, atol=1e-5)
     assert zoo.manifest["sampling"]["steps"] == 4
     assert zoo.manifest["sampling"]["solver"]["class_path"] == "wsflow.flow.solver.Heun"
+
+
+def test_predict_keeps_to_a_memory_limit(trained, tmp_path, capsys, error_of):
+    predict = ["predict", "--ckpt_path", str(trained), "--n=40", "--steps=2", "--accelerator=cpu"]
+    assert main([*predict, "--memory=8MiB", "--out", str(tmp_path / "samples")]) == 0
+    told = re.search(
+        r"^(\d+) networks at once \(estimated (\S+) GiB of the limit 0.00781 GiB\)$",
+        capsys.readouterr().out,
+        re.MULTILINE,
+    )
+    assert told
+    assert 1 <= int(told[1]) <= 40
+    assert 0 < float(told[2]) <= 0.00781
+    refused = [*predict, "--out", str(tmp_path / "none")]
+    assert "one network takes about" in error_of([*refused, "--memory=1kB"])
+    assert "exclude each other" in error_of([*refused, "--memory=1GiB", "--batch_size=4"])
 
 
 def test_a_flow_of_given_starts_takes_only_unseen_ones(command, zoos, trained, tmp_path, error_of):

@@ -15,7 +15,6 @@ from wsflow.tasks import Gaussians
 from wsflow.weightspace import NetworkInitializer
 from wsflow.zoo import SGD, Adam, Collector, EverySnapshot, ValidationSnapshot, Zoo, ZooError
 from wsflow.zoo import collect as module
-from wsflow.zoo.collect import parse_bytes
 from wsflow.zoo.train import DataOrder, draw_starts, run_generator
 
 OPTIMIZERS = {
@@ -269,13 +268,6 @@ def test_progress_is_shown_on_stderr(task, tmp_path, capsys):
 def test_numbers_must_be_positive(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1"):
         Collector(**{name: 0})
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("2GiB", 2 * 1024**3), ("1.5MB", 1_500_000), ("10 kB", 10_000), ("512", 512), ("1K", 1000)]
-)
-def test_sizes_are_read(text, expected):
-    assert parse_bytes(text) == expected
 
 
 @pytest.mark.parametrize("text", ["much", "2GG", "-1MB", ""])

@@ -17,6 +17,7 @@ from torch import Tensor
 from wsflow.flow import Prior, Sampler, StartsPrior
 from wsflow.metrics import Evaluation, EvaluationMetric
 from wsflow.module import FlowMatchingModule
+from wsflow.sampling import check_batch
 
 UNTOLD = (
     "timing.",
@@ -39,10 +40,12 @@ class GenerationCallback(Callback):
         every_n_epochs: Only after every so many epochs of training.
         seed: Of the samples; the same every time, so that curves are comparable.
         sampler: How the flow is solved; 16 Euler steps by default.
-        batch_size: Networks solved at once.
+        batch_size: Networks solved at once; as many as the memory limit allows by default.
+        memory: The limit, such as ``2GiB``; half of the device's free memory by default.
 
     Raises:
-        ValueError: for fewer than two networks, or no epochs between evaluations.
+        ValueError: for fewer than two networks, no epochs between evaluations, or a batch size that is not positive or
+            stands beside a memory limit.
     """
 
     def __init__(
@@ -51,12 +54,14 @@ class GenerationCallback(Callback):
         every_n_epochs: int = 1,
         seed: int = 0,
         sampler: Sampler | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
+        memory: str | None = None,
     ) -> None:
         if n < 2 or every_n_epochs < 1:
             raise ValueError(f"n must be at least 2 and every_n_epochs at least 1; got {n} and {every_n_epochs}")
+        check_batch(batch_size, memory)
         self.n, self.every_n_epochs, self.seed = n, every_n_epochs, seed
-        self.sampler, self.batch_size = sampler or Sampler(), batch_size
+        self.sampler, self.batch_size, self.memory = sampler or Sampler(), batch_size, memory
         self._metric: EvaluationMetric | None = None
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -78,7 +83,8 @@ class GenerationCallback(Callback):
         rank, world = trainer.global_rank, trainer.world_size
         share, failure, theta = range(rank * self.n // world, (rank + 1) * self.n // world), None, None
         try:
-            theta = module.sample(share, self.seed, self.sampler, self.batch_size, self._prior(trainer, module))
+            prior = self._prior(trainer, module)
+            theta = module.sample(share, self.seed, self.sampler, self.batch_size, prior, self.memory)
         except Exception as error:  # whatever it is, the others must hear of it
             failure = error
         if world > 1:

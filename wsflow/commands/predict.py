@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -15,6 +16,9 @@ from wsflow.commands.launch import launched
 from wsflow.commands.run import record_timing, run_folder, shown
 from wsflow.description import plain
 from wsflow.flow import Prior, Sampler, Solver, StartsPrior
+from wsflow.memory import limit_bytes
+from wsflow.module import FlowMatchingModule
+from wsflow.sampling import check_batch
 from wsflow.zoo import SamplesPart, Zoo, array_share, file_hash, parse_share
 
 
@@ -26,12 +30,14 @@ def predict(
     steps: int = 16,
     solver: Solver | None = None,
     noise: float = 0.0,
+    power: float = 1.0,
     starts: str | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     accelerator: str = "auto",
     devices: int | None = None,
     overwrite: bool = False,
     shard: str | None = None,
+    memory: str | None = None,
 ) -> None:
     """Generate networks from a checkpoint.
 
@@ -43,31 +49,41 @@ def predict(
         steps: Solver steps.
         solver: Euler by default; Heun and RK4 evaluate the field 2 and 4 times a step.
         noise: Standard deviation of noise added before every step.
+        power: Step k of K ends at the time (k / K)^power; above 1 for smaller steps at early times.
         starts: A zoo whose runs' initial weights the flow starts from, for flows whose prior is StartsPrior; runs that
             the flow was trained on are refused.
-        batch_size: Networks solved at once.
+        batch_size: Networks solved at once; as many as the memory limit allows by default.
         accelerator: Such as cpu, gpu or auto.
         devices: Number of processes, one per device; as torchrun or SLURM started them, or 1, by default.
         overwrite: Whether an existing folder of generated networks may be replaced; where only a part of them is
             generated, whether that part may be.
         shard: The part ``i/n`` of the networks to generate, from 0/n on; that of this task of a SLURM array by default,
             and 0/1 for all.  The folder is complete when all parts are there.
+        memory: What one process may take to generate networks, such as 2GiB; half of the device's free memory by
+            default.  It is kept by estimate (wsflow.memory), which is printed.
 
     Raises:
         ValueError: where a setting, the checkpoint or the folder does not fit.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
+    check_batch(batch_size, memory)
     share = parse_share(shard) if shard else array_share()
     flow, begin = load(ckpt_path), time.perf_counter()
     module = flow.module
-    module.sampler, module.sample_seed = Sampler(solver, steps, noise), seed
+    module.sampler, module.sample_seed = Sampler(solver, steps, noise, power), seed
     module.prior = sampling_prior(flow, starts)
     run = run_folder(ckpt_path)
     folder = Path(out) if out is not None else run / "samples"
     extra = {
         "checkpoint": str(ckpt_path),
-        "sampling": {"seed": seed, "steps": steps, "solver": plain(module.sampler.solver), "noise": noise},
+        "sampling": {
+            "seed": seed,
+            "steps": steps,
+            "solver": plain(module.sampler.solver),
+            "noise": noise,
+            "power": power,
+        },
         "geometry": module.hparams.get("geometry"),
         "data": flow.data,
     }
@@ -91,6 +107,8 @@ def predict(
     )
     trainer.callbacks.append(Preemption())  # type: ignore[attr-defined]
     indices = range(n) if part is None else part.indices
+    if batch_size is None:
+        batch_size = planned(module, trainer, indices, memory)
     loader = DataLoader[int](indices, batch_size=batch_size)  # type: ignore[arg-type]
     trainer.predict(module, dataloaders=loader, return_predictions=False)
     if not trainer.is_global_zero:
@@ -100,6 +118,19 @@ def predict(
         return
     record_timing(run, predict=time.perf_counter() - begin)
     print(f"{n} generated networks in {folder}; next: wsflow evaluate --samples {shown(folder)}")
+
+
+def planned(module: FlowMatchingModule, trainer: Trainer, indices: Sequence[int], memory: str | None) -> int:
+    """How many networks a process generates at once within a memory limit; the first process prints it."""
+    mine = list(indices[: -(-len(indices) // trainer.world_size)])
+    if not mine:
+        return 1
+    module.to(trainer.strategy.root_device)
+    generation = module.generation(module.sample_seed, module.sampler)
+    plan = generation.plan(mine, limit_bytes(memory, module.device, trainer.world_size))
+    if trainer.is_global_zero:
+        print(plan)
+    return plan.networks
 
 
 def shown_share(share: tuple[int, int]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from wsflow.geometry import Euclidean, Geometry
 from wsflow.weightspace import GaussianInitializer, Initializer, NetworkInitializer
 from wsflow.weightspace.randomness import draw_rows, sample_generator, sample_generators
+from wsflow.weightspace.transfer import send
 
 TOLERANCE = 1.25
 """Ratio of sizes of starts that is taken for chance."""
@@ -192,7 +193,7 @@ class StartsPrior(Prior):
 
     def _take(self, rows: Tensor, geometry: Geometry) -> Tensor:
         starts = self._given()
-        return geometry.encode(_place(starts[rows.to(starts.device)], geometry))
+        return geometry.encode(_place(starts[send(rows, starts.device)], geometry))
 
 
 def sample_prior(prior: Prior, geometry: Geometry, seed: int, indices: Iterable[int]) -> Tensor:
@@ -224,4 +225,4 @@ def _draw(initializer: Initializer, n: int, geometry: Geometry, generator: torch
 
 def _place(theta: Tensor, geometry: Geometry) -> Tensor:
     buffer = next(geometry.buffers(), None)
-    return theta if buffer is None else theta.to(buffer.device)
+    return theta if buffer is None else send(theta, buffer.device)

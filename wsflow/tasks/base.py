@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from wsflow.description import build, describe
 from wsflow.weightspace import Objective, WeightSpace, batch_statistics
 from wsflow.weightspace.randomness import common, draw_rows
+from wsflow.weightspace.transfer import send
 
 SPLITS = ("train", "val", "test")
 """The names of the splits of a task's data."""
@@ -169,7 +170,7 @@ class BaseTask(ABC):
         """
         if theta.shape[-1] == self.space.full_dim or not self.has_data:
             return theta
-        inputs = self.data("train")[0][: self.statistics_points].to(theta)
+        inputs = send(self.data("train")[0][: self.statistics_points], theta)
         nets = max(1, self.memory // (4 * max(self.layer_sizes) * len(inputs)))
         return torch.cat([batch_statistics(self.space, part, inputs) for part in torch.split(theta, nets)])
 
@@ -280,7 +281,7 @@ class TaskObjective(Objective):
         inputs, targets = self._at(theta.device)
         per_network = self.batch_size is not None and not self.shared
         if self.batch_size is not None:
-            index = self._draw(len(theta), len(inputs), self.batch_size, generator).to(theta.device)
+            index = send(self._draw(len(theta), len(inputs), self.batch_size, generator), theta.device)
             inputs, targets = inputs[index], targets[index]
         logits = self.task.space.forward(self.task.with_statistics(theta), inputs.to(theta), per_network)
         return self.task.loss(logits, targets)

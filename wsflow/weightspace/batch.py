@@ -31,6 +31,10 @@ class ZooBatch(NamedTuple):
         """Some of the networks."""
         return ZooBatch._make(None if value is None else value[index] for value in self)
 
+    def select(self, index: Tensor) -> ZooBatch:
+        """The networks with these numbers (n,), which are on the batch's device; a copy."""
+        return ZooBatch._make(None if value is None else value.index_select(0, index) for value in self)
+
     def to(self, device: torch.device) -> ZooBatch:
         """The batch on a device."""
         return ZooBatch._make(None if value is None else value.to(device) for value in self)

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsflow.weightspace.transfer import send
+
 _MASK = 2**32 - 1
 
 
@@ -110,7 +112,7 @@ def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     def draw(n: int, source: torch.Generator | None) -> Tensor:
         return torch.randn(n, *x.shape[1:], generator=source, device=device, dtype=x.dtype)
 
-    return draw_rows(draw, len(x), generator).to(x.device)
+    return send(draw_rows(draw, len(x), generator), x.device)
 
 
 def _keys(seed: int, purpose: Sequence[int]) -> tuple[int, int]:

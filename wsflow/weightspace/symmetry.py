@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from wsflow.weightspace.elements import split_last
+from wsflow.weightspace.transfer import send
 
 if TYPE_CHECKING:
     from wsflow.weightspace.elements import GroupVector, NeuronGroup, WeightBlock
@@ -46,7 +47,7 @@ def permute(space: WeightSpace, theta: Tensor, perms: Sequence[Tensor]) -> Tenso
     """
     space.check(theta)
     fits(perms, [group.size for group in space.hidden], "permutations", "hidden groups")
-    moves = {group.name: p.to(theta.device) for group, p in zip(space.hidden, perms, strict=True)}
+    moves = {group.name: send(p, theta.device) for group, p in zip(space.hidden, perms, strict=True)}
     result = theta.clone()
     for block in space.blocks:
         if block.target in moves or block.source in moves:

@@ -11,7 +11,6 @@ number stands in the manifest under ``dropped``.
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 import warnings
@@ -26,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from wsflow.description import describe
+from wsflow.memory import parse_bytes
 from wsflow.tasks.base import BaseTask
 from wsflow.weightspace import GaussianInitializer, Initializer
 from wsflow.zoo.optimizer import Adam, RunOptimizer
@@ -274,17 +274,3 @@ class _OneBatch(DataOrder):
 def _progress(shown: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"))
     return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown)
-
-
-def parse_bytes(text: str) -> int:
-    """``"2GiB"`` or ``"500MB"`` as a number of bytes.
-
-    Raises:
-        ValueError: where it is neither.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
-    if match is None:
-        raise ValueError(f"memory must be a size such as 2GiB or 500MB, got {text!r}")
-    number, prefix, binary = match.groups()
-    base = 1024 if binary else 1000
-    return int(float(number) * base ** "KMGT".index(prefix.upper()) * base) if prefix else int(float(number))

@@ -1,0 +1,158 @@
+"""Memory limits: what a batch takes is measured, estimated and kept."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from conftest import describe
+
+from wsflow.fields import RelationalTransformer, SelfConditioned
+from wsflow.flow import RK4, Sampler
+from wsflow.geometry import Euclidean, Geometric
+from wsflow.memory import LiveTensors, free_bytes, gib, limit_bytes, parse_bytes, peak_bytes, plan_batch
+from wsflow.module import FlowMatchingModule
+
+CPU = torch.device("cpu")
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("2GiB", 2 * 1024**3), ("1.5MB", 1_500_000), ("10 kB", 10_000), ("512", 512), ("1K", 1000)]
+)
+def test_sizes_are_read(text, expected):
+    assert parse_bytes(text) == expected == limit_bytes(text, CPU)
+
+
+def test_tensors_count_as_long_as_they_are_alive():
+    old = torch.zeros(1000)
+    with LiveTensors() as live:
+        a = torch.zeros(1000)
+        view = a.view(10, 100)[2]
+        del a
+        assert live.now == 4000  # the view keeps it
+        parts = torch.split(old.add_(1), 100)  # what was there before counts nothing
+        assert live.now == 4000
+        del view, parts
+        assert live.now == 0
+        both = torch.cat([old, old])
+        assert live.now == live.peak == 8000
+    assert len(both) == 2000
+
+
+def work(n: int) -> torch.Tensor:
+    """Holds three tensors of n x 100 numbers, and one of 500."""
+    fixed, x = torch.ones(500), torch.ones(n, 100)
+    y = x + 1
+    return (x + y).sum() + fixed.sum()
+
+
+def test_the_largest_batch_within_a_limit_is_found():
+    assert peak_bytes(lambda: work(7), CPU) == 4 * (500 + 3 * 700 + 1)
+    plan = plan_batch(work, 1000, 2004 + 60_000, CPU)
+    assert plan.networks == 50
+    assert plan.needed == plan.limit
+    assert plan_batch(work, 20, 10**6, CPU).networks == 20
+    assert plan_batch(work, 20, 3300, CPU).networks == 1
+    assert str(plan._replace(needed=3 * 2**28, limit=2**30)) == (
+        "50 networks at once (estimated 0.75 GiB of the limit 1 GiB)"
+    )
+
+
+def test_a_batch_that_grows_late_is_measured_until_it_is_a_line():
+    sizes = []
+
+    def late(n: int) -> None:
+        sizes.append(n)
+        torch.ones(max(1000, 100 * n))
+
+    assert plan_batch(late, 10_000, 40_000, CPU).networks == 100
+    assert max(sizes) == 64
+
+
+def test_a_limit_below_one_network_is_an_error():
+    with pytest.raises(ValueError, match=r"one network takes about .* more than the limit of .*: raise"):
+        plan_batch(work, 10, 1000, CPU)
+
+
+def test_half_of_the_free_memory_is_the_limit_unless_given():
+    free = free_bytes(CPU)
+    assert 2**20 < free < 2**50
+    assert limit_bytes(None, CPU, processes=4) == pytest.approx(free / 8, rel=0.2)
+
+
+def module(geometry, field=None) -> FlowMatchingModule:
+    field = field or partial(RelationalTransformer, width=16, edge_width=8, depth=2)
+    return FlowMatchingModule(describe([20, 10, 10, 3]), geometry, field)
+
+
+CASES = {
+    "euler": (Euclidean, None, Sampler(steps=4)),
+    "noise on spheres": (Geometric, None, Sampler(steps=4, noise=0.1)),
+    "rk4": (Euclidean, None, Sampler(RK4(), steps=3)),
+    "self-conditioned": (
+        Euclidean,
+        partial(SelfConditioned, field=partial(RelationalTransformer, width=16, edge_width=8, depth=1)),
+        Sampler(steps=4),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_batch_of_samples_stays_within_its_limit(case):
+    geometry, field, sampler = CASES[case]
+    flow, limit = module(geometry, field), 4 * MIB
+    generation = flow.generation(0, sampler)
+    plan = generation.plan(list(range(1000)), limit)
+    assert plan.limit == limit
+    assert 8 < plan.networks < 1000
+    measured = peak_bytes(lambda: generation(range(plan.networks), plan.networks), CPU)
+    assert measured <= limit
+    assert plan.needed == pytest.approx(measured, rel=0.2)
+    assert measured > 0.8 * limit  # as many as fit
+
+
+def test_sampling_keeps_to_a_limit(monkeypatch):
+    flow, sizes = module(Euclidean), []
+    solve = Sampler.__call__
+
+    def spy(self, velocity, geometry, x0, *args):
+        sizes.append((self.steps, len(x0)))
+        return solve(self, velocity, geometry, x0, *args)
+
+    monkeypatch.setattr(Sampler, "__call__", spy)
+    sampler = Sampler(steps=3)
+    theta = flow.sample(range(40), 1, sampler, memory="2MiB")
+    whole = [size for steps, size in sizes if steps == 3]
+    assert sum(whole) == 40
+    assert len(whole) > 1
+    assert whole[0] == flow.generation(1, sampler).plan(list(range(40)), 2 * MIB).networks
+    torch.testing.assert_close(theta, flow.sample(range(40), 1, sampler, batch_size=40), rtol=1e-5, atol=1e-5)
+    assert flow.training
+    assert all(part.training for part in flow.field.modules())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"memory": "1kB"}, "one network takes about"),
+        ({"memory": "1MiB", "batch_size": 2}, "exclude each other"),
+        ({"memory": "some"}, "memory must be a size"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_limits_that_cannot_be_kept_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        module(Euclidean).sample([0], **arguments)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_batch_on_cuda_stays_within_its_limit():
+    flow, limit = module(Euclidean).cuda(), 64 * MIB
+    generation = flow.generation(0, Sampler(steps=4))
+    plan = generation.plan(list(range(10_000)), limit)
+    measured = peak_bytes(lambda: generation(range(plan.networks), plan.networks), flow.device)
+    assert measured <= 1.02 * limit
+    assert plan.needed == pytest.approx(measured, rel=0.2)
+    assert gib(plan.limit) == "0.0625 GiB"

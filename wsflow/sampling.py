@@ -1,0 +1,105 @@
+"""Generating networks: the flow solved for many at once, in batches that fit a memory limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wsflow.fields import Parametrization, VectorField, follow
+from wsflow.flow import Prior, Sampler, sample_generators, sample_prior
+from wsflow.geometry import Geometry
+from wsflow.memory import BatchPlan, limit_bytes, plan_batch
+
+TRIAL_STEPS = 2
+"""Solver steps after which memory has seen its peak: every step holds what the first ones hold."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How networks are generated; each depends on (seed, its index) alone.
+
+    Attributes:
+        field: The vector field.
+        parametrization: What its output means.
+        geometry: The space the flow lives in.
+        prior: Where samples start.
+        sampler: How the flow is solved.
+        seed: Not negative.
+        device: Where the field is.
+    """
+
+    field: VectorField
+    parametrization: Parametrization
+    geometry: Geometry
+    prior: Prior
+    sampler: Sampler
+    seed: int
+    device: torch.device
+
+    @torch.no_grad()
+    def __call__(self, indices: Iterable[int], batch_size: int | None = None, memory: str | None = None) -> Tensor:
+        """Decoded weights (n, D) on the device.
+
+        Args:
+            indices: Which samples.
+            batch_size: Networks solved at once; as many as the memory limit allows by default.
+            memory: The limit, such as ``2GiB``; half of the device's free memory by default.
+
+        Raises:
+            ValueError: for a negative seed, a batch size below 1 or beside a limit, where one network takes more than
+                the limit, and where a generated weight is not finite.
+        """
+        check_batch(batch_size, memory)
+        numbers = torch.as_tensor(list(indices), dtype=torch.long)
+        if not len(numbers):
+            return torch.empty(0, self.geometry.space.dim, device=self.device)
+        if batch_size is None:
+            batch_size = self.plan(numbers.tolist(), limit_bytes(memory, self.device)).networks
+        with _evaluating(self.field):
+            return torch.cat([self._solve(part.tolist(), self.sampler) for part in torch.split(numbers, batch_size)])
+
+    def plan(self, indices: list[int], limit: int) -> BatchPlan:
+        """How many networks are solved at once within a limit in bytes, tried on the first few.
+
+        Raises:
+            ValueError: where one network takes more than the limit.
+        """
+        short = Sampler(self.sampler.solver, min(self.sampler.steps, TRIAL_STEPS), self.sampler.noise)
+        with _evaluating(self.field):
+            return plan_batch(lambda n: self._solve(indices[:n], short), len(indices), limit, self.device)
+
+    def _solve(self, indices: list[int], sampler: Sampler) -> Tensor:
+        x0 = sample_prior(self.prior, self.geometry, self.seed, indices).to(self.device)
+        generators = sample_generators(self.seed, indices)
+        velocity = follow(self.field, self.parametrization, self.geometry)
+        x = sampler(velocity, self.geometry, x0, generators, self.parametrization.singular_end)
+        theta = self.geometry.decode(x)
+        finite = theta.isfinite().all(1)
+        if not finite.all():
+            bad = indices[int(finite.logical_not().nonzero()[0])]
+            text = f"sample {bad} (seed {self.seed}) has weights that are not finite: the field diverges there"
+            raise ValueError(text)
+        return theta
+
+
+def check_batch(batch_size: int | None, memory: str | None) -> None:
+    """Raise ValueError for a batch size below 1, or both a batch size and a memory limit."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if batch_size is not None and memory is not None:
+        raise ValueError(f"batch_size {batch_size} and the memory limit {memory} exclude each other; give one of them")
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
