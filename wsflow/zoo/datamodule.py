@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +16,10 @@ from wsflow.alignment import Aligner
 from wsflow.tasks.base import BaseTask
 from wsflow.weightspace import Objective, ZooBatch
 from wsflow.weightspace.symmetry import random_permutations
+from wsflow.weightspace.transfer import send
 from wsflow.zoo.align import align_zoo
 from wsflow.zoo.collect import Collector
+from wsflow.zoo.held import fits, hold, pinned
 from wsflow.zoo.loader import NetworkLoader
 from wsflow.zoo.settings import MAY_DIFFER, refuse_other_settings
 from wsflow.zoo.shards import ZooError
@@ -56,6 +58,8 @@ class ZooDataModule(LightningDataModule):
         passes: How often an epoch goes through the train networks; more make epochs of a small zoo longer.
         snapshots: Whether batches also hold the earlier snapshots of each network's run, permuted with it; a snapshot
             of step k in a run of K steps was taken at k / K.
+        on_device: Whether the networks of a split are put on the training's device once, and batches are drawn there;
+            by default on devices other than the CPU, if they take at most a quarter of the free memory.
 
     Raises:
         ValueError: unless batch size and passes are positive, and for earlier snapshots of others than final ones.
@@ -76,6 +80,7 @@ class ZooDataModule(LightningDataModule):
         passes: int = 1,
         snapshots: bool = False,
         train_runs: int | None = None,
+        on_device: bool | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or passes < 1:
@@ -85,9 +90,10 @@ class ZooDataModule(LightningDataModule):
         self.task, self.path, self.collector, self.batch_size = task, path, collector, batch_size
         self.aligner, self.fractions, self.split_seed, self.final_only = aligner, fractions, split_seed, final_only
         self.permute, self.seed, self.passes, self.snapshots = permute, seed, passes, snapshots
-        self.train_runs = train_runs
+        self.train_runs, self.on_device = train_runs, on_device
         self._zoo: Zoo | None = None
         self._perms: list[Tensor] | None = None
+        self._held: dict[str, ZooBatch] = {}
 
     @property
     def space_description(self) -> dict[str, Any]:
@@ -175,29 +181,48 @@ class ZooDataModule(LightningDataModule):
 
     def train_dataloader(self) -> NetworkLoader:
         """Shuffled batches of train networks."""
-        fetch = self._permuted if self.permute else self._plain
-        rank, world = self._processes
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
-        return NetworkLoader(
-            fetch, self.rows("train"), self.batch_size, True, self.seed, self.passes, rank, world, epoch
-        )
+        return self._loader("train", self.permute, shuffle=True, seed=self.seed, passes=self.passes, first_epoch=epoch)
 
     def val_dataloader(self) -> NetworkLoader:
         """Batches of networks of validation runs."""
-        return self._in_order("val")
+        return self._loader("val")
 
     def test_dataloader(self) -> NetworkLoader:
         """Batches of networks of test runs."""
-        return self._in_order("test")
+        return self._loader("test")
+
+    def teardown(self, stage: str) -> None:
+        """Give back the device's memory."""
+        self._held.clear()
 
     @property
     def _processes(self) -> tuple[int, int]:
         """This process's number and how many there are."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _in_order(self, split: str) -> NetworkLoader:
+    @property
+    def _device(self) -> torch.device:
+        """Where batches are going."""
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+    def _loader(self, split: str, permute: bool = False, **order: Any) -> NetworkLoader:
+        """Batches of a split, drawn on the device where its networks are there."""
+        rows, where = self.rows(split), torch.device("cpu")
+        get: Callable[[Tensor], ZooBatch] = self._plain
+        if len(rows) and self._holds(rows):
+            if split not in self._held:
+                self._held[split] = hold(self._plain, rows, self._device)
+            rows, get, where = torch.arange(len(rows)), self._held[split].select, self._device
         rank, world = self._processes
-        return NetworkLoader(self._plain, self.rows(split), self.batch_size, rank=rank, world=world)
+        fetch = partial(self._fetch, get, permute)
+        return NetworkLoader(fetch, rows, self.batch_size, rank=rank, world=world, device=where, **order)
+
+    def _holds(self, rows: Tensor) -> bool:
+        if self.on_device is not None:
+            return self.on_device
+        vectors = 1 + self.zoo.has_start + (self._earlier_rows.shape[1] if self.snapshots else 0)
+        return fits(len(rows), vectors * self.zoo.space.dim, self._device)
 
     def _check(self, zoo: Zoo) -> None:
         if zoo.space != self.task.space:
@@ -238,15 +263,19 @@ class ZooDataModule(LightningDataModule):
         position = self.zoo.position(run)
         return self._move(batch, [p[position] for p in perms])
 
-    def _plain(self, rows: Tensor, generator: torch.Generator) -> ZooBatch:
+    def _plain(self, rows: Tensor) -> ZooBatch:
         return self._batch(rows, self.snapshots)
 
-    def _permuted(self, rows: Tensor, generator: torch.Generator) -> ZooBatch:
+    def _fetch(
+        self, get: Callable[[Tensor], ZooBatch], permute: bool, rows: Tensor, generator: torch.Generator
+    ) -> ZooBatch:
         """A part of a batch; permutations are drawn for all processes' parts, so that they are those of one process."""
-        rank, world = self._processes
-        perms = random_permutations(self.zoo.space, world * len(rows), generator)
-        part = slice(rank * len(rows), (rank + 1) * len(rows))
-        return self._move(self._batch(rows, self.snapshots), [perm[part] for perm in perms])
+        batch, (rank, world) = get(rows), self._processes
+        if permute:
+            perms = random_permutations(self.zoo.space, world * len(rows), generator)
+            part = slice(rank * len(rows), (rank + 1) * len(rows))
+            batch = self._move(batch, [send(perm[part], batch.x1.device) for perm in perms])
+        return pinned(batch, self._device)
 
     def _earlier(self, rows: Tensor) -> dict[str, Tensor]:
         """Earlier snapshots (B, S, D) of the runs of some final snapshots, and their times (B, S)."""

@@ -1,7 +1,8 @@
 """Batches of networks, drawn by indexing whole tensors.
 
-The order of epoch e is a function of (seed, e) alone.  A loader counts its epochs and batches and can be set back to
-any of them, so that a fit resumed in the middle of an epoch goes on with the batch it would have seen.
+The order of epoch e is a function of (seed, e) alone, drawn on the CPU and copied to where the networks are once.  A
+loader counts its epochs and batches and can be set back to any of them, so that a fit resumed in the middle of an epoch
+goes on with the batch it would have seen.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from wsflow.weightspace import ZooBatch
+from wsflow.weightspace.transfer import send
 
 
 class NetworkLoader:
@@ -33,6 +35,7 @@ class NetworkLoader:
         rank: This process.
         world: The number of processes.
         first_epoch: The epoch that the first iteration gives.
+        device: Where ``fetch`` takes row numbers.
     """
 
     def __init__(
@@ -46,9 +49,11 @@ class NetworkLoader:
         rank: int = 0,
         world: int = 1,
         first_epoch: int = 0,
+        device: torch.device | None = None,
     ) -> None:
         self.fetch, self.rows, self.batch_size = fetch, rows, batch_size
         self.shuffle, self.seed, self.passes, self.rank, self.world = shuffle, seed, passes, rank, world
+        self.device = device or torch.device("cpu")
         self._epoch, self._batch, self._resumed = first_epoch - 1, 0, False
 
     def __len__(self) -> int:
@@ -71,12 +76,13 @@ class NetworkLoader:
     def batches(self, epoch: int) -> list[Tensor]:
         """The row numbers of each of this process's batches in an epoch."""
         if not self.shuffle:
-            return list(torch.split(self.rows[self.rank :: self.world].contiguous(), self.batch_size))
+            mine = self.rows[self.rank :: self.world].contiguous()
+            return list(torch.split(send(mine, self.device), self.batch_size))
         generator = self._generator(0, epoch)
         order = torch.cat([torch.randperm(len(self.rows), generator=generator) for _ in range(self.passes)])
         size = self.world * self.batch_size
         whole = order[: len(self) * size].view(len(self), self.world, self.batch_size)
-        return list(self.rows[whole[:, self.rank]])
+        return list(send(self.rows[whole[:, self.rank]], self.device))
 
     def places(self, batch: int) -> range:
         """Where the networks of this process's batch stand in an epoch, in the order in which one process gives them.
