@@ -23,6 +23,7 @@ CASES = {
     "digits": ("digits", ()),
     "mnist": ("mnist", ()),
     "fashion_cnn": ("fashion_cnn", ()),
+    "resnet18_head": ("resnet18_head", ()),
     "euclidean-trajectory": ("breast_cancer", ("geometry/euclidean", "coupling/trajectory")),
     "normalized-independent": ("breast_cancer", ("geometry/normalized", "coupling/independent")),
     "geometric-ot": ("breast_cancer", ("geometry/geometric", "coupling/ot")),

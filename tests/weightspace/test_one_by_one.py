@@ -52,7 +52,10 @@ def test_statistics_are_the_same(monkeypatch):
 
 
 def test_only_convolutions_with_many_inputs_run_alone():
-    network = small(batch_norm=False).template
-    assert module.one_by_one(network, module.INPUTS)
-    assert not module.one_by_one(network, module.INPUTS - 1)
-    assert not module.one_by_one(torch.nn.Linear(2, 3), 10**6)
+    space = small(batch_norm=False)
+    network, kernels = space.template, {block.name for block in space.blocks if block.kernel}
+    assert module.one_by_one(network, module.INPUTS, space.names)
+    assert not module.one_by_one(network, module.INPUTS - 1, space.names)
+    assert not module.one_by_one(network, module.INPUTS, space.names - kernels)  # frozen ones
+    assert not module.one_by_one(torch.nn.Linear(2, 3), 10**6, {"weight"})
+    assert module.one_by_one(torch.nn.Conv2d(2, 3, 1), 10**6, {"weight"})

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import islice
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsflow.description import build, describe
+from wsflow.fields import MLPField, NeuronTransformer
 from wsflow.tasks import ClassificationTask
-from wsflow.weightspace import NetworkInitializer
+from wsflow.weightspace import NetworkInitializer, cnn
 from wsflow.zoo import SGD, Adam, Collector, CosineDecay, EverySnapshot, Zoo
 from wsflow.zoo.train import DataOrder, draw_starts, train_runs
 
@@ -64,6 +66,69 @@ def test_each_run_is_trained_as_if_alone(batch_norm):
         alone = train_alone(task, start[run], DataOrder(40, 0, [run]), [0.1] * 6, 16)
         torch.testing.assert_close(found.theta[run, 0], alone, rtol=1e-9, atol=1e-10)
         assert not torch.allclose(alone, start[run])
+
+
+class Partly(Pictures):
+    """Pictures by a network of which a part is trained; its stored running statistics are not those of a batch."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__(batch_norm=True)
+        self.part = part
+
+    @property
+    def network(self):
+        return {**super().network, "class_path": f"{__name__}.worn", "select": self.part}
+
+
+def worn(**kwargs) -> nn.Module:
+    """A network with the running statistics of some earlier training."""
+    network = cnn(**kwargs)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.uniform_(-1, 1)
+            layer.running_var.uniform_(0.5, 2)
+    return network
+
+
+def is_norm(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize("part", ["head", "last norm", "norms"])
+def test_frozen_norms_keep_their_statistics_and_trained_ones_take_the_batchs(part):
+    """The reference is a plain loop: frozen norms in evaluation mode, trained ones in training mode."""
+    norms = [name for name, layer in Partly(".*").space.template.named_modules() if is_norm(layer)]
+    linear = [name for name, layer in Partly(".*").space.template.named_modules() if isinstance(layer, nn.Linear)][-1]
+    chosen = {"head": [linear], "last norm": norms[-1:], "norms": norms}[part]
+    task = Partly("|".join(rf"{re.escape(name)}\..*" for name in chosen))
+    assert task.space.names == {f"{name}.{kind}" for name in chosen for kind in ("weight", "bias")}
+    assert bool(task.space.buffers) == (part != "head")
+    start = 1 + 0.3 * torch.randn(2, task.space.dim, dtype=torch.float64)
+    found = train_runs(task, start, DataOrder(40, 0, range(2)), SGD(0.1), 1, 16, [3]).theta[:, 0]
+    inputs, targets = task.data("train")
+    for run in range(2):
+        network = task.space.to_module(start[run]).eval()
+        for name, layer in network.named_modules():
+            layer.train(name in chosen) if is_norm(layer) else None
+        trained = [p for name, p in network.named_parameters() if name in task.space.names]
+        descent = torch.optim.SGD(trained, lr=0.1)
+        for index in torch.split(DataOrder(40, 0, [run]).epoch()[0], 16):
+            descent.zero_grad()
+            F.cross_entropy(network(inputs[index].double()), targets[index]).backward()
+            descent.step()
+        torch.testing.assert_close(found[run], task.space.flatten(network.state_dict()), rtol=1e-9, atol=1e-10)
+        assert not torch.allclose(found[run], start[run])
+
+
+def test_norms_alone_have_no_symmetries_and_a_field_runs_on_them():
+    """Frozen convolutions do not permute along, so no channel can change its place, nor its scale."""
+    task = Partly(r".*")
+    norms = [name for name, layer in task.space.template.named_modules() if is_norm(layer)]
+    space = Partly("|".join(rf"{re.escape(name)}\..*" for name in norms)).space
+    assert (space.hidden, space.blocks, space.rescalings) == ((), (), ())
+    for field in (MLPField(space, 0, width=8, depth=1), NeuronTransformer(space, 0, width=8, depth=1, heads=2)):
+        x = torch.randn(3, space.dim)
+        assert field(x, torch.rand(3)).shape == x.shape
 
 
 def test_batch_norm_networks_are_collected_and_judged(tmp_path):

@@ -6,6 +6,7 @@ from wsflow.tasks.classification import ClassificationTask
 from wsflow.tasks.diabetes import Diabetes
 from wsflow.tasks.digits import Digits
 from wsflow.tasks.gaussians import Gaussians
+from wsflow.tasks.head import FashionMNISTHead
 from wsflow.tasks.mnist import MNIST, ConvFashionMNIST, ConvMNIST, FashionMNIST
 from wsflow.tasks.regression import RegressionTask
 
@@ -20,6 +21,7 @@ __all__ = [
     "Diabetes",
     "Digits",
     "FashionMNIST",
+    "FashionMNISTHead",
     "Gaussians",
     "RegressionTask",
 ]

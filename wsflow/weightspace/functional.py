@@ -48,7 +48,7 @@ def forward(space: WeightSpace, theta: Tensor, inputs: Tensor, per_network: bool
         return result
 
     with plain_attention(template), WeightsFirst():
-        if one_by_one(template, inputs.shape[per_network]):
+        if one_by_one(template, inputs.shape[per_network], given):
             own = inputs.unbind() if per_network else [inputs] * len(theta)
             return torch.stack([single(weights, x) for weights, x in zip(each(given), own, strict=True)])
         return torch.vmap(single, (0, 0 if per_network else None))(given, inputs)

@@ -114,7 +114,7 @@ def batch_statistics(space: WeightSpace, theta: Tensor, inputs: Tensor) -> Tenso
 
     names = [tensor.name for tensor in space.buffer_tensors]
     with plain_attention(template):
-        if one_by_one(template, len(inputs)):
+        if one_by_one(template, len(inputs), space.names):
             rows = [single(weights) for weights in each(space.unflatten(theta))]
             return torch.cat([theta, torch.stack([torch.cat([row[name] for name in names]) for row in rows])], dim=1)
         found = torch.vmap(single)(space.unflatten(theta))
