@@ -31,6 +31,8 @@ CASES = {
     "euclidean-pna": ("breast_cancer", ("geometry/euclidean", "field/pna")),
 }
 
+SLOW = {"resnet18_head": pytest.mark.slow}  # it builds a ResNet-18 in each of its commands
+
 LATENT = "geometry/latent"
 """An overlay that names the one field that takes its geometry: it comes last, in a test of its own."""
 
@@ -58,7 +60,7 @@ def images(tmp_path, monkeypatch):
     monkeypatch.setenv("WSFLOW_DATA", str(tmp_path / "data"))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=SLOW.get(case, ())) for case in CASES])
 def test_a_config_trains_and_samples(case, command, tmp_path, images):
     config, overlays = CASES[case]
     fit = command("fit", "--trainer.max_epochs", "1", "--data.batch_size", "4", config=config, overlays=overlays)
