@@ -11,6 +11,7 @@ import pytest
 
 import wsflow
 from wsflow.cli import main
+from wsflow.commands.experiment_file import Case, cases
 from wsflow.fields import PNAField
 from wsflow.zoo import Zoo
 
@@ -38,10 +39,16 @@ LATENT = "geometry/latent"
 
 
 def test_no_config_is_left_out() -> None:
-    shipped = {str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml")}
-    assert shipped == {name for name, _ in CASES.values()} | set(
-        chain(*(overlays for _, overlays in CASES.values()))
-    ) | {LATENT}
+    """Each is trained with here or, as those that experiments name, parsed in test_experiment.py."""
+    experiments = sorted((CONFIGS / "experiments").glob("*.yaml"))
+    named = {path.resolve() for file in experiments for case in cases(file) for path in all_configs(case)}
+    shipped = {path.resolve() for path in CONFIGS.rglob("*.yaml")} - {file.resolve() for file in experiments}
+    tested = {name for name, _ in CASES.values()} | set(chain(*(overlays for _, overlays in CASES.values()))) | {LATENT}
+    assert shipped == named | {(CONFIGS / f"{name}.yaml").resolve() for name in tested}
+
+
+def all_configs(case: Case) -> list[Path]:
+    return [*case.configs, *case.transfer_configs]
 
 
 @pytest.fixture
