@@ -51,16 +51,13 @@ class DenseRelationalTransformer(RelationalTransformer):
         sizes = (kwargs["width"], kwargs["edge_width"], kwargs["heads"])
         self.layers = torch.nn.ModuleList(DenseLayer(*sizes, mask) for _ in self.layers)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+    def _updated(self, nodes: list[Tensor], edges: list[Tensor], context: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """As the field it stands for."""
-        context = self.time(t)
-        groups, blocks = self._encode(self._scaled_in(x))
         count = sum(self.sizes)
-        edges = blocks[0].new_zeros(len(x), count, count, blocks[0].shape[-1])
-        for (rows, columns), block in zip(self.places, blocks, strict=True):
-            edges[:, rows, columns] = block
-        nodes, dense = [torch.cat(groups, dim=1)], [edges]
+        states = edges[0].new_zeros(len(context), count, count, edges[0].shape[-1])
+        for (rows, columns), block in zip(self.places, edges, strict=True):
+            states[:, rows, columns] = block
+        whole, dense = [torch.cat(nodes, dim=1)], [states]
         for layer in self.layers:
-            nodes, dense = layer(nodes, dense, [(0, 0)], context)
-        blocks = [dense[0][:, rows, columns] for rows, columns in self.places]
-        return self._scaled_out(self._decode(list(self.norm(nodes[0]).split(self.sizes, dim=1)), blocks))
+            whole, dense = layer(whole, dense, [(0, 0)], context)
+        return list(whole[0].split(self.sizes, dim=1)), [dense[0][:, rows, columns] for rows, columns in self.places]

@@ -12,11 +12,12 @@ import torch
 from conftest import describe
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from wsflow.fields import MLPField, RelationalTransformer
 from wsflow.flow import GaussianPrior
 from wsflow.module import FlowMatchingModule
+from wsflow.tasks import BreastCancer
 from wsflow.weightspace import WeightSpace, ZooBatch, mlp
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -46,20 +47,70 @@ def test_the_dense_layout_is_the_same_field() -> None:
     torch.testing.assert_close(dense(x, t), out, rtol=1e-4, atol=1e-4)
 
 
-def test_every_case_of_the_training_step_is_known_to_the_script_that_measures_it(
+def test_every_case_is_known_to_the_script_that_measures_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import growth
     import one_case
     import train_step
 
     monkeypatch.setattr(one_case, "SIZES", {"width": 8, "edge_width": 4, "depth": 1, "heads": 2})
-    for options in {case.options for case in train_step.CASES}:
+    for options in {case.options for case in [*train_step.CASES, *growth.cases()]} | {("--work", "--peak-tflops", "1")}:
         arguments = ["one_case.py", "--widths", "5", "4", "2", "--batch", "2", *options, "--repeats", "1"]
         monkeypatch.setattr(sys, "argv", arguments)
         one_case.main()
         numbers = json.loads(capsys.readouterr().out)
         assert numbers["seconds"] > 0
         assert 0.01 < numbers["imports_gigabytes"] <= numbers["peak_gigabytes"]
+        if "--work" in options:
+            assert numbers["utilisation"] == pytest.approx(numbers["flops"] / numbers["seconds"] / 1e12)
+
+
+def test_operations_and_bytes_are_counted() -> None:
+    from work import count
+
+    x, y = torch.ones(3, 5), torch.ones(5, 7)
+    assert count(lambda: (x @ y).T) == {"flops": 2 * 3 * 5 * 7, "bytes": 4 * (15 + 35 + 21)}
+
+
+def test_ratios_and_exponents_of_measured_rows(tmp_path: Path) -> None:
+    import growth
+    import train_step
+
+    memory = {"imports_gigabytes": 1.0, "network": "5-4-2"}
+    plain = {"case": "training step", "batch": 4, "processor_seconds": 2.0, "peak_gigabytes": 1.2, **memory}
+    dense = {"case": "training step, dense", "batch": 1, "processor_seconds": 3.0, "peak_gigabytes": 3.0, **memory}
+    assert train_step.ratios([plain, dense]) == [
+        "5-4-2: dense batch 1 / bipartite batch 4, per network: time 6.0, memory 40.0"
+    ]
+    path = tmp_path / "rows.json"
+    train_step.store(path, [plain])
+    again = plain | {"processor_seconds": 1.0}
+    assert train_step.store(path, [dense, again]) == [again, dense] == json.loads(path.read_text())
+    assert growth.exponent([10, 100, 1000], [3, 300, 30000]) == pytest.approx(2)
+    assert [growth.weights(widths) for widths in growth.WIDTHS] == [802, 7960, 26506, 118282, 669706, 919050]
+    big = [case for case in growth.cases() if growth.expected_gigabytes(case) > 6]
+    assert not big, "the sizes of the table fit the memory that it asks for"
+
+
+def test_geometry_together_is_compared_with_a_loop() -> None:
+    import geometry
+
+    rows = geometry.measure(geometry.Case((5, 4, 2), 3), repeats=1)
+    assert [row["operation"] for row in rows] == ["encode", "exp", "log", "decode"]
+    assert all(float(row["ratio"]) > 0 for row in rows)
+
+
+def test_training_on_images_is_measured_in_three_ways() -> None:
+    import collect_images
+
+    task = BreastCancer([30, 3, 2])
+    inputs, targets = task.data("train")
+    row = collect_images.measure(task, task.widths, TensorDataset(inputs, targets), batch=16, steps=2, memory="300KB")
+    assert row["runs_together"] > 1
+    assert set(row["networks_per_second"]) == {"together", "one_by_one", "loader"}
+    rates = row["networks_per_second"]
+    assert row["times_loader"] == pytest.approx(rates["together"] / rates["loader"])
 
 
 def test_the_gaussian_task_is_measured_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +147,6 @@ def test_every_aligner_is_measured_to_every_target(tmp_path: Path) -> None:
     import barrier
 
     from wsflow.alignment import ActivationMatching, WeightMatching
-    from wsflow.tasks import BreastCancer
     from wsflow.zoo import Collector, EverySnapshot
 
     collector = Collector(runs=3, epochs=2, snapshots=EverySnapshot(8))

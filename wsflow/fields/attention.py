@@ -114,47 +114,44 @@ def _ends(
     inward: Attention, outward: Attention, nodes: Sequence[Tensor], joins: Joins
 ) -> tuple[dict[int, _End], dict[int, _End]]:
     """What each group brings as a target and as a source."""
-    width, by_edge = inward.out.in_features, inward.edge_width**-0.5
-    key, value, tail = slice(width), slice(width, 2 * width), slice(2 * width, None)
-    query, asked = slice(width), slice(width, None)
-    at_target = _Maps(
-        _stack((inward.receive, query), (outward.send, key), scale=inward.head_width**-0.5),
-        _stack((inward.receive, asked), (outward.send, tail), scale=by_edge),
-        _stack((outward.send, value)),
-    )
-    at_source = _Maps(
-        _stack((inward.send, key), (outward.receive, query)),
-        _stack((inward.send, tail), (outward.receive, asked), scale=by_edge),
-        _stack((inward.send, value)),
-    )
-    heads = 2 * inward.heads
-    targets = {i: at_target.of(nodes[i], heads) for i in dict.fromkeys(i for i, _ in joins)}
-    sources = {j: at_source.of(nodes[j], heads) for j in dict.fromkeys(j for _, j in joins)}
+    by_node, by_edge, heads = inward.head_width**-0.5, inward.edge_width**-0.5, 2 * inward.heads
+    at_target = _maps(inward.receive, outward.send, True, (by_node, by_edge, 1.0))
+    at_source = _maps(outward.receive, inward.send, False, (1.0, by_edge, 1.0))
+    targets = {i: _end(nodes[i], heads, *at_target) for i in dict.fromkeys(i for i, _ in joins)}
+    sources = {j: _end(nodes[j], heads, *at_source) for j in dict.fromkeys(j for _, j in joins)}
     return targets, sources
 
 
-class _Maps(NamedTuple):
-    """Weights and biases of the affine maps of one end."""
+def _maps(
+    receive: nn.Linear, send: nn.Linear, receiver_first: bool, scales: tuple[float, float, float]
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Weight, bias and sizes of the affine maps of one end, stacked: to :class:`_End`'s nodes, edges and value.
 
-    nodes: tuple[Tensor, Tensor]
-    edges: tuple[Tensor, Tensor]
-    value: tuple[Tensor, Tensor]
+    Args:
+        receive: Gives what the end asks where it receives.
+        send: Gives what it answers, and its value, where it sends.
+        receiver_first: Whether it receives inward.
+        scales: Multiply the three maps.
+    """
+    width, asked = receive.in_features, receive.out_features - receive.in_features
+    sizes, stacked = [2 * width, 2 * asked, width], []
+    scale = torch.cat([send.bias.new_full((n,), factor) for n, factor in zip(sizes, scales, strict=True)])
+    for mine, others in ((receive.weight, send.weight), (receive.bias, send.bias)):
+        query, to_edges = mine.split([width, asked])
+        key, value, of_edges = others.split([width, width, asked])
+        parts = [query, key, to_edges, of_edges] if receiver_first else [key, query, of_edges, to_edges]
+        stacked.append(torch.cat([*parts, value]) * (scale if mine.ndim == 1 else scale[:, None]))
+    return stacked[0], stacked[1], sizes
 
-    def of(self, state: Tensor, heads: int) -> _End:
-        batch, n = state.shape[:2]
-        nodes, edges, value = (nn.functional.linear(state, *affine) for affine in self)
-        return _End(
-            nodes.view(batch, n, heads, nodes.shape[2] // heads).transpose(1, 2),
-            edges.view(batch * n, heads, edges.shape[2] // heads),
-            value,
-        )
 
-
-def _stack(*rows: tuple[nn.Linear, slice], scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Weight and bias of rows of several layers, scaled."""
-    weight = torch.cat([layer.weight[part] for layer, part in rows])
-    bias = torch.cat([layer.bias[part] for layer, part in rows])
-    return scale * weight, scale * bias
+def _end(state: Tensor, heads: int, weight: Tensor, bias: Tensor, sizes: list[int]) -> _End:
+    batch, n = state.shape[:2]
+    nodes, edges, value = nn.functional.linear(state, weight, bias).split(sizes, dim=2)
+    return _End(
+        nodes.view(batch, n, heads, sizes[0] // heads).transpose(1, 2),
+        edges.view(batch * n, heads, sizes[1] // heads),
+        value,
+    )
 
 
 def _scores(target: _End, source: _End, at_target: Tensor, at_source: Tensor) -> Tensor:

@@ -95,13 +95,7 @@ class RelationalTransformer(GraphField):
         first = self._first_states(x, self.space.groups, self.node_in, self.read)
         nodes = list(first.values())
         edges = [encode(block.view(x)) for encode, block in zip(self.edge_in, self.space.blocks, strict=True)]
-        for layer in self.layers:
-            if self.recompute and self.training and torch.is_grad_enabled():
-                nodes, edges = checkpoint(
-                    layer, nodes, edges, self.space.joins, context, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                nodes, edges = layer(nodes, edges, self.space.joins, context)
+        nodes, edges = self._updated(nodes, edges, context)
         nodes = [self.norm(state) for state in nodes]
         blocks = [
             out(edge) + write(nodes[target], nodes[source])
@@ -110,6 +104,17 @@ class RelationalTransformer(GraphField):
             )
         ]
         return self._flat(blocks, dict(zip(first, nodes, strict=True)), self.node_out, nodes[-1])
+
+    def _updated(self, nodes: list[Tensor], edges: list[Tensor], context: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Node and edge states after all layers."""
+        for layer in self.layers:
+            if self.recompute and self.training and torch.is_grad_enabled():
+                nodes, edges = checkpoint(
+                    layer, nodes, edges, self.space.joins, context, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                nodes, edges = layer(nodes, edges, self.space.joins, context)
+        return nodes, edges
 
 
 class Layer(nn.Module):
