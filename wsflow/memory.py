@@ -5,8 +5,9 @@ networks until twice as many take what the line through the last two says, and m
 within a limit follows.  Nothing above the limit is tried, as far as the line can tell.
 
 On CUDA the allocator knows the peak.  Elsewhere the bytes of all tensors that are alive are counted at every operation;
-what one operation takes inside and gives back before it ends is not seen.  Both count what a computation adds to what
-is there before it: not the field's own weights.
+what one operation takes inside and gives back before it ends, and freed memory that is kept, is not seen, so that the
+process grows by more (a third, where it was measured).  Both count what a computation adds to what is there before it:
+not the field's own weights.
 """
 
 from __future__ import annotations
