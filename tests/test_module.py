@@ -178,7 +178,12 @@ def test_what_has_no_description_is_refused(thing):
 def test_descriptions():
     assert plain(Sampler(Heun(), 3)) == {
         "class_path": "wsflow.flow.sampler.Sampler",
-        "init_args": {"solver": {"class_path": "wsflow.flow.solver.Heun", "init_args": {}}, "steps": 3, "noise": 0.0},
+        "init_args": {
+            "solver": {"class_path": "wsflow.flow.solver.Heun", "init_args": {}},
+            "steps": 3,
+            "noise": 0.0,
+            "power": 1.0,
+        },
     }
     assert plain([Euler, (1, None)]) == [{"class_path": "wsflow.flow.solver.Euler"}, [1, None]]
     assert plain({1: describe}) == {"1": f"{describe.__module__}.describe"}
