@@ -132,9 +132,11 @@ def _own(row: dict[str, Any]) -> float:
 
 
 def store(path: Path, rows: list[dict[str, Any]], key: tuple[str, ...] = ("case", "network", "batch")) -> list[Any]:
-    """Write rows over those of the same key in the file, and return all."""
-    old = json.loads(path.read_text()) if path.exists() else []
-    merged = {tuple(row[k] for k in key): row for row in [*old, *rows]}
+    """Write rows over those of the same key in the file, failed ones only where there is none, and return all."""
+    merged = {tuple(row[k] for k in key): row for row in (json.loads(path.read_text()) if path.exists() else [])}
+    for row in rows:
+        name = tuple(row[k] for k in key)
+        merged[name] = merged.get(name, row) if "failed" in row else row
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(list(merged.values()), indent=2) + "\n")
     return list(merged.values())

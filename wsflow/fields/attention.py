@@ -137,8 +137,8 @@ def _maps(
     sizes, stacked = [2 * width, 2 * asked, width], []
     scale = torch.cat([send.bias.new_full((n,), factor) for n, factor in zip(sizes, scales, strict=True)])
     for mine, others in ((receive.weight, send.weight), (receive.bias, send.bias)):
-        query, to_edges = mine.split([width, asked])
-        key, value, of_edges = others.split([width, width, asked])
+        query, to_edges = torch.split(mine, [width, asked])
+        key, value, of_edges = torch.split(others, [width, width, asked])
         parts = [query, key, to_edges, of_edges] if receiver_first else [key, query, of_edges, to_edges]
         stacked.append(torch.cat([*parts, value]) * (scale if mine.ndim == 1 else scale[:, None]))
     return stacked[0], stacked[1], sizes
@@ -146,7 +146,7 @@ def _maps(
 
 def _end(state: Tensor, heads: int, weight: Tensor, bias: Tensor, sizes: list[int]) -> _End:
     batch, n = state.shape[:2]
-    nodes, edges, value = nn.functional.linear(state, weight, bias).split(sizes, dim=2)
+    nodes, edges, value = torch.split(nn.functional.linear(state, weight, bias), sizes, dim=2)
     return _End(
         nodes.view(batch, n, heads, sizes[0] // heads).transpose(1, 2),
         edges.view(batch * n, heads, sizes[1] // heads),
