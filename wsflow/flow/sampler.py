@@ -2,9 +2,9 @@ r"""From prior states to generated ones: how the flow is solved at sampling time
 
 These settings are no part of a trained model; the same checkpoint is sampled with many of them.
 
-*Time grid.*  Step k of K goes from :math:`(k / K)^p` to :math:`((k + 1) / K)^p`.  A flow that pairs a start with its own
-trained network decides near t = 0 what becomes of a start, and changes fast there: with p = 3, 16 steps solved the flow
-of 784-10-10 more exactly than 32 equal ones (docs/results.md).
+*Time grid.*  Step k of K goes from :math:`(k / K)^p` to :math:`((k + 1) / K)^p`.  A flow that pairs a start with its
+own trained network decides near t = 0 what becomes of a start, and changes fast there: with p = 3, 16 steps solved the
+flow of 784-10-10 more exactly than 32 equal ones (docs/results.md).
 
 *Stochastic sampling* (thesis, section 6.5) adds tangent noise before every step,
 :math:`x \leftarrow \exp_x(\varepsilon P_x z)` with z standard normal, and none after the last.  Such samples have no
