@@ -105,7 +105,7 @@ def train_runs(
     space = _training(task.space)
     inputs, targets = (tensor.to(device) for tensor in task.data("train"))
     inputs = inputs.to(start.dtype)
-    shape, rows = inputs.shape[1:], inputs.flatten(1)  # whole rows are gathered faster than images
+    shape, rows = inputs.shape[1:], inputs.reshape(len(inputs), -1)  # whole rows are gathered faster than images
     theta = start.to(device, copy=True).requires_grad_(True)
     descent, wanted, kept, step = optimizer.build(theta), set(snapshots), [], 0
     for _ in range(epochs):
