@@ -12,9 +12,7 @@ the whole trace.
 
 from __future__ import annotations
 
-import inspect
 import os
-import re
 import signal
 import sys
 import time
@@ -24,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ActionParser, ArgumentParser  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -48,18 +46,15 @@ from wsflow import (
 )
 from wsflow.api import read_checkpoint
 from wsflow.callbacks import FailTogether, Preemption
+from wsflow.commands import parsers
 from wsflow.commands.errors import one_line
 from wsflow.commands.run import read_timing, record_timing, run_loggers, shown
 from wsflow.module import FlowMatchingModule
 from wsflow.zoo import ZooDataModule, parse_share, share_from_environment
-from wsflow.zoo import commands as zoo_commands
 from wsflow.zoo.write import MANIFEST
 
 PLUGINS = (alignment, callbacks, fields, flow, geometry, losses, optim, schedule, tasks, weightspace)
 """What configs can name without a package: jsonargparse finds the classes that have been imported."""
-
-APPENDED = re.compile(r"^--aligner(=(?!\[).*)?$")
-"""An aligner of several; a list in brackets replaces what came before."""
 
 STAGES = ("fit", "validate", "test")
 
@@ -211,16 +206,6 @@ def collect(args: Sequence[str]) -> None:
     commands.collect(data, share, config.dry_run, progress=not config.quiet)
 
 
-def predict(args: Sequence[str]) -> None:
-    """Generate networks from a checkpoint."""
-    _call(commands.predict, "predict", args)
-
-
-def evaluate(args: Sequence[str]) -> None:
-    """Compare generated networks with held-out runs and baselines."""
-    _call(commands.evaluate, "evaluate", args)
-
-
 def experiment(args: Sequence[str]) -> None:
     """Fit, predict and evaluate as experiment files say, and keep the figures."""
     parser = ArgumentParser(prog="wsflow experiment", description=experiment.__doc__ or "", exit_on_error=False)
@@ -230,69 +215,6 @@ def experiment(args: Sequence[str]) -> None:
     parser.add_function_arguments(commands.experiment, as_group=False, skip={"files", "run", "seeds", "points"})
     given = [f"{arg}=true" if arg == "--fit_only" else arg for arg in args]
     commands.experiment(run=_dispatch, **parser.parse_args(given).as_dict())
-
-
-def transfer(args: Sequence[str]) -> None:
-    """Carry a flow over to networks of other widths."""
-    _call(commands.transfer, "transfer", args)
-
-
-def table(args: Sequence[str]) -> None:
-    """Print the tables of experiments from the figures kept, or bring a page up to date."""
-    parser = ArgumentParser(prog="wsflow table", description=table.__doc__ or "", exit_on_error=False)
-    parser.add_argument("files", nargs="*", type=str, help="Experiment files; with a page, those it names by default.")
-    parser.add_function_arguments(commands.table, as_group=False, skip={"files"})
-    commands.table(**parser.parse_args(list(args)).as_dict())
-
-
-def barrier(args: Sequence[str]) -> None:
-    """Measure the loss on the lines between the networks of a zoo, before and after alignment."""
-    _call(commands.barrier, "barrier", [APPENDED.sub(r"--aligner+\1", arg) for arg in args])
-
-
-def import_(args: Sequence[str]) -> None:
-    """Make a zoo of networks that were trained elsewhere."""
-    parser = ArgumentParser(prog="wsflow import", description=import_.__doc__ or "", exit_on_error=False)
-    parser.add_argument("path", type=str, help="A folder of files of one network each, or a file of many networks.")
-    parser.add_argument("--network", action=ActionParser(network_parser()))
-    parser.add_function_arguments(commands.import_, as_group=False, skip={"path", "network"})
-    given = ["--drop_invalid=true" if arg in ("--drop_invalid", "--drop-invalid") else arg for arg in args]
-    config = parser.instantiate_classes(parser.parse_args(given)).as_dict()
-    network = {name: value for name, value in config.pop("network").items() if value is not None}
-    commands.import_(network=network if "class_path" in network else None, **config)
-
-
-def network_parser() -> ArgumentParser:
-    """Options, or a file, that describe a network."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--class_path", type=str | None, help="A function or class that returns the network.")
-    parser.add_argument("--init_args", type=dict[str, Any], default={}, help="Its arguments.")
-    parser.add_argument("--input_shape", type=list[int] | None, help="Shape of one input; where the network needs it.")
-    parser.add_argument("--output_activation", type=str, default="softmax", help="identity for all but classifiers.")
-    parser.add_argument("--select", type=str | None, help="Pattern of parameters to model; the others are frozen.")
-    return parser
-
-
-def export(args: Sequence[str]) -> None:
-    """Write networks of a zoo, or generated ones, to one file each."""
-    parser = ArgumentParser(prog="wsflow export", description=export.__doc__ or "", exit_on_error=False)
-    parser.add_argument("--index", nargs="+", type=str, default=["all"], help="Places in the zoo, or all.")
-    parser.add_function_arguments(commands.export, as_group=False, skip={"index"})
-    commands.export(**parser.parse_args(list(args)).as_dict())
-
-
-def zoo(args: Sequence[str]) -> None:
-    """Look at zoos, check, merge or cut them."""
-    parser = ArgumentParser(prog="wsflow zoo", description=zoo.__doc__ or "", exit_on_error=False)
-    choices = parser.add_subcommands(dest="command")
-    for function in (zoo_commands.info, zoo_commands.verify, zoo_commands.merge, zoo_commands.subset):
-        name, summary = function.__name__, _summary(function)
-        inner = ArgumentParser(description=summary, exit_on_error=False)
-        inner.add_argument("paths" if name == "merge" else "path", nargs="+" if name == "merge" else None)
-        inner.add_function_arguments(function, as_group=False, skip={"paths", "path"})
-        choices.add_subcommand(name, inner, help=summary)
-    config = parser.parse_args(list(args))
-    getattr(zoo_commands, config.command)(**config[config.command].as_dict())
 
 
 def stage(args: Sequence[str]) -> None:
@@ -305,15 +227,15 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "validate": (stage, "Flow loss, and samples if the config asks for them, on validation runs."),
     "test": (stage, "Flow loss on test runs."),
     "collect": (collect, collect.__doc__ or ""),
-    "predict": (predict, predict.__doc__ or ""),
-    "evaluate": (evaluate, evaluate.__doc__ or ""),
+    "predict": (parsers.predict, parsers.predict.__doc__ or ""),
+    "evaluate": (parsers.evaluate, parsers.evaluate.__doc__ or ""),
     "experiment": (experiment, experiment.__doc__ or ""),
-    "table": (table, table.__doc__ or ""),
-    "transfer": (transfer, transfer.__doc__ or ""),
-    "barrier": (barrier, barrier.__doc__ or ""),
-    "import": (import_, import_.__doc__ or ""),
-    "export": (export, export.__doc__ or ""),
-    "zoo": (zoo, zoo.__doc__ or ""),
+    "table": (parsers.table, parsers.table.__doc__ or ""),
+    "transfer": (parsers.transfer, parsers.transfer.__doc__ or ""),
+    "barrier": (parsers.barrier, parsers.barrier.__doc__ or ""),
+    "import": (parsers.import_, parsers.import_.__doc__ or ""),
+    "export": (parsers.export, parsers.export.__doc__ or ""),
+    "zoo": (parsers.zoo, parsers.zoo.__doc__ or ""),
 }
 
 
@@ -363,19 +285,6 @@ def _dispatch(args: list[str]) -> None:
         raise ValueError(f"unknown command {name!r}; commands are {', '.join(COMMANDS)}")
     else:
         COMMANDS[name][0](args if name in STAGES else args[1:])
-
-
-def _call(function: Callable[..., None], name: str, args: Sequence[str]) -> None:
-    """Call a function with arguments parsed by its signature; what is False by default can be given as a switch."""
-    parser = ArgumentParser(prog=f"wsflow {name}", description=_summary(function), exit_on_error=False)
-    parser.add_function_arguments(function, as_group=False)
-    switches = {f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.default is False}
-    given = [f"{arg}=true" if arg in switches else arg for arg in args]
-    function(**parser.instantiate_classes(parser.parse_args(given)).as_dict())
-
-
-def _summary(function: Callable[..., Any]) -> str:
-    return (function.__doc__ or "").partition("\n")[0]
 
 
 def _quieten() -> None:

@@ -1,0 +1,103 @@
+"""The command lines of simple commands: the options of each are the arguments of a function of its name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse import ActionParser, ArgumentParser
+
+from wsflow import commands
+from wsflow.zoo import commands as zoo_commands
+
+APPENDED = re.compile(r"^--aligner(=(?!\[).*)?$")
+"""An aligner of several; a list in brackets replaces what came before."""
+
+
+def predict(args: Sequence[str]) -> None:
+    """Generate networks from a checkpoint."""
+    call(commands.predict, "predict", args)
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """Compare generated networks with held-out runs and baselines."""
+    call(commands.evaluate, "evaluate", args)
+
+
+def transfer(args: Sequence[str]) -> None:
+    """Carry a flow over to networks of other widths."""
+    call(commands.transfer, "transfer", args)
+
+
+def table(args: Sequence[str]) -> None:
+    """Print the tables of experiments from the figures kept, or bring a page up to date."""
+    parser = ArgumentParser(prog="wsflow table", description=table.__doc__ or "", exit_on_error=False)
+    parser.add_argument("files", nargs="*", type=str, help="Experiment files; with a page, those it names by default.")
+    parser.add_function_arguments(commands.table, as_group=False, skip={"files"})
+    commands.table(**parser.parse_args(list(args)).as_dict())
+
+
+def barrier(args: Sequence[str]) -> None:
+    """Measure the loss on the lines between the networks of a zoo, before and after alignment."""
+    call(commands.barrier, "barrier", [APPENDED.sub(r"--aligner+\1", arg) for arg in args])
+
+
+def import_(args: Sequence[str]) -> None:
+    """Make a zoo of networks that were trained elsewhere."""
+    parser = ArgumentParser(prog="wsflow import", description=import_.__doc__ or "", exit_on_error=False)
+    parser.add_argument("path", type=str, help="A folder of files of one network each, or a file of many networks.")
+    parser.add_argument("--network", action=ActionParser(network_parser()))
+    parser.add_function_arguments(commands.import_, as_group=False, skip={"path", "network"})
+    given = ["--drop_invalid=true" if arg in ("--drop_invalid", "--drop-invalid") else arg for arg in args]
+    config = parser.instantiate_classes(parser.parse_args(given)).as_dict()
+    network = {name: value for name, value in config.pop("network").items() if value is not None}
+    commands.import_(network=network if "class_path" in network else None, **config)
+
+
+def network_parser() -> ArgumentParser:
+    """Options, or a file, that describe a network."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--class_path", type=str | None, help="A function or class that returns the network.")
+    parser.add_argument("--init_args", type=dict[str, Any], default={}, help="Its arguments.")
+    parser.add_argument("--input_shape", type=list[int] | None, help="Shape of one input; where the network needs it.")
+    parser.add_argument("--output_activation", type=str, default="softmax", help="identity for all but classifiers.")
+    parser.add_argument("--select", type=str | None, help="Pattern of parameters to model; the others are frozen.")
+    return parser
+
+
+def export(args: Sequence[str]) -> None:
+    """Write networks of a zoo, or generated ones, to one file each."""
+    parser = ArgumentParser(prog="wsflow export", description=export.__doc__ or "", exit_on_error=False)
+    parser.add_argument("--index", nargs="+", type=str, default=["all"], help="Places in the zoo, or all.")
+    parser.add_function_arguments(commands.export, as_group=False, skip={"index"})
+    commands.export(**parser.parse_args(list(args)).as_dict())
+
+
+def zoo(args: Sequence[str]) -> None:
+    """Look at zoos, check, merge or cut them."""
+    parser = ArgumentParser(prog="wsflow zoo", description=zoo.__doc__ or "", exit_on_error=False)
+    choices = parser.add_subcommands(dest="command")
+    for function in (zoo_commands.info, zoo_commands.verify, zoo_commands.merge, zoo_commands.subset):
+        name, short = function.__name__, summary(function)
+        inner = ArgumentParser(description=short, exit_on_error=False)
+        inner.add_argument("paths" if name == "merge" else "path", nargs="+" if name == "merge" else None)
+        inner.add_function_arguments(function, as_group=False, skip={"paths", "path"})
+        choices.add_subcommand(name, inner, help=short)
+    config = parser.parse_args(list(args))
+    getattr(zoo_commands, config.command)(**config[config.command].as_dict())
+
+
+def call(function: Callable[..., None], name: str, args: Sequence[str]) -> None:
+    """Call a function with arguments parsed by its signature; what is False by default can be given as a switch."""
+    parser = ArgumentParser(prog=f"wsflow {name}", description=summary(function), exit_on_error=False)
+    parser.add_function_arguments(function, as_group=False)
+    switches = {f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.default is False}
+    given = [f"{arg}=true" if arg in switches else arg for arg in args]
+    function(**parser.instantiate_classes(parser.parse_args(given)).as_dict())
+
+
+def summary(function: Callable[..., Any]) -> str:
+    """The first line of a function's docstring."""
+    return (function.__doc__ or "").partition("\n")[0]
