@@ -130,6 +130,7 @@ class FlowMatchingModule(LightningModule):
         # Defaults are None, not classes: a class given in a config would inherit arguments of the default class.
         self.geometry = (geometry or Euclidean)(self.space)
         self.field = (field or RelationalTransformer)(self.space, self.geometry.dim - self.space.dim)
+        self.field.place(self.geometry)
         self.prior = prior or GaussianPrior()
         self.coupling = coupling or IndependentCoupling()
         self.time = time or BetaTime()
@@ -237,10 +238,12 @@ class FlowMatchingModule(LightningModule):
             self.loss_weight.copy_(self.weighting(self.geometry, x0, x1, task, generator))
 
     def setup(self, stage: str) -> None:
-        """Let prior, latent space and functional term know the training runs' starts, these runs, and the base task."""
+        """Let prior, latent space, field and functional term know what they need of the training runs and the base task."""
         data = getattr(self._trainer, "datamodule", None)
-        if stage == TrainerFn.FITTING and self.functional is not None:
-            self.functional.attach(getattr(data, "task", None))
+        if stage == TrainerFn.FITTING:
+            self.field.attach(getattr(data, "task", None))
+            if self.functional is not None:
+                self.functional.attach(getattr(data, "task", None))
         if isinstance(self.prior, StartsPrior) and self.prior.starts is None and data is not None:
             self.prior.attach(data.networks("train").start)
         if isinstance(self.geometry, PrincipalComponents) and not self.geometry.fitted and data is not None:

@@ -2,6 +2,7 @@
 
 from wsflow.fields.analytic import GaussianField
 from wsflow.fields.base import VectorField, check_same_ends
+from wsflow.fields.gradient_informed import GradientInformed
 from wsflow.fields.message_passing import MessagePassingField
 from wsflow.fields.mlp import MLPField
 from wsflow.fields.neuron_transformer import NeuronTransformer
@@ -15,6 +16,7 @@ __all__ = [
     "ConditionalSample",
     "Endpoint",
     "GaussianField",
+    "GradientInformed",
     "MLPField",
     "MessagePassingField",
     "NeuronTransformer",

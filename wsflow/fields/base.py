@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from wsflow.geometry import Geometry
 from wsflow.weightspace import WeightSpace
 
 RMS_FLOOR = 1e-3
@@ -109,6 +110,16 @@ class VectorField(nn.Module, ABC):
         bound.space = space
         bound._entry = _entries(space, self.extra).to(self._entry.device)
         return bound
+
+    def place(self, geometry: Geometry) -> None:
+        """Take the space that states live in; a flow calls this once.  Most fields need not know."""
+
+    def attach(self, task: Any) -> None:
+        """Take what the field needs of the base task's train data, before training.  Most fields need none.
+
+        Raises:
+            ValueError: where something is needed that the task does not have.
+        """
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, target: Tensor) -> None:
