@@ -238,7 +238,7 @@ class FlowMatchingModule(LightningModule):
             self.loss_weight.copy_(self.weighting(self.geometry, x0, x1, task, generator))
 
     def setup(self, stage: str) -> None:
-        """Let prior, latent space, field and functional term know what they need of the training runs and the base task."""
+        """Let prior, latent space, field and functional term know what they need of training runs and base task."""
         data = getattr(self._trainer, "datamodule", None)
         if stage == TrainerFn.FITTING:
             self.field.attach(getattr(data, "task", None))
