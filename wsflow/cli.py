@@ -232,6 +232,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "experiment": (experiment, experiment.__doc__ or ""),
     "table": (parsers.table, parsers.table.__doc__ or ""),
     "transfer": (parsers.transfer, parsers.transfer.__doc__ or ""),
+    "initialise": (parsers.initialise, parsers.initialise.__doc__ or ""),
     "barrier": (parsers.barrier, parsers.barrier.__doc__ or ""),
     "import": (parsers.import_, parsers.import_.__doc__ or ""),
     "export": (parsers.export, parsers.export.__doc__ or ""),

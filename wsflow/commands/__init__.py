@@ -6,6 +6,7 @@ from wsflow.commands.evaluate import evaluate
 from wsflow.commands.experiment import experiment
 from wsflow.commands.export import export
 from wsflow.commands.import_ import import_
+from wsflow.commands.initialise import initialise
 from wsflow.commands.launch import launched, process_settings, restarted
 from wsflow.commands.predict import predict
 from wsflow.commands.table import table
@@ -18,6 +19,7 @@ __all__ = [
     "experiment",
     "export",
     "import_",
+    "initialise",
     "launched",
     "predict",
     "process_settings",

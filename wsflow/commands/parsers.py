@@ -31,6 +31,11 @@ def transfer(args: Sequence[str]) -> None:
     call(commands.transfer, "transfer", args)
 
 
+def initialise(args: Sequence[str]) -> None:
+    """Train generated networks, random starts and trained networks on a task, and compare how fast they learn."""
+    call(commands.initialise, "initialise", args)
+
+
 def table(args: Sequence[str]) -> None:
     """Print the tables of experiments from the figures kept, or bring a page up to date."""
     parser = ArgumentParser(prog="wsflow table", description=table.__doc__ or "", exit_on_error=False)

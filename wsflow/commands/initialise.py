@@ -1,0 +1,195 @@
+"""``wsflow initialise``: generated networks as starts of training, beside random starts and trained networks.
+
+Each seed takes networks of its own from every kind of start, and an order of the data.  ``initialisation.json`` holds,
+for each kind, the median step at which its networks reach the level, by seed, and the curves: means over a seed's
+networks, then mean and standard deviation over seeds.  At step 0 the networks are scored as they come, which is their
+evaluation on the task they were not made for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from wsflow.commands.equal_cost import recorded_collector
+from wsflow.commands.run import shown
+from wsflow.description import build, plain
+from wsflow.flow import sample_generator
+from wsflow.tasks import BaseTask
+from wsflow.uses import Curves, learning_curves, shuffled, steps_to
+from wsflow.weightspace import Initializer, NetworkInitializer
+from wsflow.zoo import Adam, RunOptimizer, Zoo, ZooDataModule
+from wsflow.zoo.write import MANIFEST
+
+STARTS = 3
+"""What a seed is used for here; collectors and evaluation use 0 to 2."""
+
+
+class Plan(NamedTuple):
+    """How every kind of start is trained and scored; see :func:`initialise`."""
+
+    task: BaseTask
+    optimizer: RunOptimizer
+    steps: int
+    every: int
+    batch_size: int
+    split: str
+    level: float
+
+
+def initialise(
+    samples: str,
+    task: BaseTask,
+    n: int = 20,
+    seeds: int = 5,
+    steps: int = 300,
+    every: int = 5,
+    batch_size: int = 250,
+    optimizer: RunOptimizer | None = None,
+    initializer: Initializer | None = None,
+    level: float = 0.8,
+    split: Literal["val", "test"] = "val",
+    out: str | None = None,
+) -> None:
+    """Train generated networks, random starts and trained networks on a task, and compare how fast they learn.
+
+    Args:
+        samples: Folder of generated networks.
+        task: What to train on, such as FashionMNIST; its networks must be of the samples' weight space.
+        n: Networks of each kind and seed.
+        seeds: How often all is repeated, with other networks and another order of the data.
+        steps: Of training.
+        every: Steps between scores.
+        batch_size: Data points per network and step.
+        optimizer: Of all trainings; Adam with a learning rate of 1e-3 by default.
+        initializer: Of the random starts; by default as in the zoo that the flow was trained on, or torch's own where
+            that is not known.
+        level: Accuracy whose first step is asked for.
+        split: Whose data scores are of; its runs are the trained networks, where the flow's zoo is at hand.
+        out: Folder for the figures; ``initialisation`` beside the samples by default.
+
+    Raises:
+        ValueError: where the samples are too few or of another weight space, or the task has no accuracy.
+    """
+    zoo = Zoo.open(samples)
+    if n < 1 or seeds < 1 or n * seeds > len(zoo):
+        raise ValueError(
+            f"{seeds} seeds of {n} networks need {max(n, 1) * max(seeds, 1)} samples, {samples} has {len(zoo)}"
+        )
+    if zoo.space != task.space:
+        raise ValueError(f"the networks in {samples} are not of the network of {task.name}; give the task its widths")
+    plan = Plan(task, optimizer or Adam(), steps, every, batch_size, split, level)
+    found: dict[str, list[Curves]] = {}
+    for seed in range(seeds):
+        for kind, starts in _starts(zoo, initializer, split, n, seed):
+            found.setdefault(kind, []).append(_trained(plan, starts, seed))
+            print(f"seed {seed}, {kind}: {_steps_in_words(_median(found[kind][-1], level), steps)}", flush=True)
+    folder = Path(out) if out is not None else Path(samples).resolve().parent / "initialisation"
+    result = {
+        "origin": _origin(plan, samples, n, seeds),
+        "kinds": {kind: summary(curves, level) for kind, curves in found.items()},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "initialisation.json").write_text(json.dumps(result, indent=1) + "\n")
+    from wsflow.uses.figures import save_learning_curves  # matplotlib takes its time to import
+
+    save_learning_curves(result, folder)
+    print(table(result))
+    print(f"curves in {shown(folder)}")
+
+
+def summary(curves: list[Curves], level: float) -> dict[str, Any]:
+    """What is kept of one kind of start: curves over seeds, and steps to the level (None where fewer than half arrive).
+
+    Args:
+        curves: Of every seed.
+        level: Accuracy asked for.
+    """
+    medians = [_median(one, level) for one in curves]
+    reached = fmean(float(steps_to(one, level).isfinite().double().mean()) for one in curves)
+    steps: dict[str, Any] = {"by_seed": [None if math.isinf(k) else k for k in medians], "reached": reached}
+    if not any(map(math.isinf, medians)):
+        steps |= {"mean": fmean(medians), "std": stdev(medians) if len(medians) > 1 else None}
+    names = curves[0].scores
+    by_seed = {name: torch.stack([one.scores[name].double().mean(0) for one in curves]) for name in names}
+    return {
+        "steps": list(curves[0].steps),
+        "steps_to_level": steps,
+        "curves": {name: _moments(value) for name, value in by_seed.items()},
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A Markdown table of a result: a row a kind of start."""
+    origin = result["origin"]
+    last = origin["steps"]
+    head = ["start", "accuracy at step 0", f"steps to {100 * origin['level']:g} %", f"accuracy at step {last}"]
+    lines = [head, ["---"] * len(head)]
+    for kind, values in result["kinds"].items():
+        curve, steps = values["curves"]["accuracy"], values["steps_to_level"]
+        known = f"{steps['mean']:.0f}{_plus_minus(steps['std'], 0)}" if "mean" in steps else f"more than {last}"
+        ends = [f"{curve['mean'][k]:.3f}{_plus_minus(curve['std'][k], 3)}" for k in (0, -1)]
+        lines.append([kind, ends[0], known, ends[1]])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _starts(zoo: Zoo, initializer: Initializer | None, split: str, n: int, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Kinds of starts, (n, D) each."""
+    rows = zoo.rows(zoo.final().sort().values[seed * n : (seed + 1) * n])
+    data = _data(zoo)
+    collector = recorded_collector(data.zoo.manifest) if data is not None else None
+    default = collector.initializer if collector is not None else NetworkInitializer()
+    generator = sample_generator(seed, 0, purpose=[STARTS])
+    yield "generated", rows
+    yield "random", (initializer or default).sample(zoo.space, n, generator)
+    yield "generated, shuffled", shuffled(zoo.space, rows, generator)
+    if data is not None and len(data.rows(split)) >= (seed + 1) * n:
+        runs = data.rows(split, final_only=True)[seed * n : (seed + 1) * n]
+        yield f"trained on {data.task.name}", data.zoo.rows(runs)
+
+
+def _data(zoo: Zoo) -> ZooDataModule | None:
+    """The data of the flow's training, where its zoo is at hand."""
+    description = zoo.manifest.get("data")
+    data = build(description) if description else None
+    return data if isinstance(data, ZooDataModule) and Path(data.path, MANIFEST).exists() else None
+
+
+def _trained(plan: Plan, starts: Tensor, seed: int) -> Curves:
+    return learning_curves(plan.task, starts, plan.optimizer, plan.steps, plan.every, plan.batch_size, plan.split, seed)
+
+
+def _median(curves: Curves, level: float) -> float:
+    """The lower median over networks, infinite where fewer than half arrive."""
+    return float(steps_to(curves, level).median())
+
+
+def _moments(by_seed: Tensor) -> dict[str, list[float] | list[None]]:
+    spread = by_seed.std(0).tolist() if len(by_seed) > 1 else [None] * by_seed.shape[1]
+    return {"mean": by_seed.mean(0).tolist(), "std": spread}
+
+
+def _origin(plan: Plan, samples: str, n: int, seeds: int) -> dict[str, Any]:
+    return {
+        "samples": samples,
+        "task": plan.task.description,
+        "optimizer": plain(plan.optimizer),
+        "n": n,
+        "seeds": list(range(seeds)),
+        **{name: getattr(plan, name) for name in ("steps", "every", "batch_size", "split", "level")},
+    }
+
+
+def _steps_in_words(steps: float, most: int) -> str:
+    return f"half are there after {steps:.0f} steps" if math.isfinite(steps) else f"fewer than half after {most} steps"
+
+
+def _plus_minus(spread: float | None, digits: int) -> str:
+    return "" if spread is None else f" ± {spread:.{digits}f}"
