@@ -1,0 +1,91 @@
+r"""Approximations of the posterior over the weights of a base network, behind one interface.
+
+With data D_train, a likelihood and a prior p0 over weights, the posterior predictive is
+
+.. math:: p(y | x) = \int p(y | x, \theta)\, p(\theta | D_{train})\, d\theta
+    \approx \frac{1}{n} \sum_{i=1}^{n} p(y | x, \theta_i)
+
+(thesis, equation 2.1).  A method gives the n networks on the right, as weights or as functions of inputs, with what
+they cost.  Networks from different methods are judged by the same code.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from torch import Tensor
+
+from wsflow.tasks.base import BaseTask
+
+
+@dataclass(frozen=True)
+class Draws:
+    """n networks from a posterior, and their cost.
+
+    Attributes:
+        theta: (n, D) weights; None where networks are given by their outputs alone.
+        predict: Inputs (N, ...) to outputs (n, N, C) before the task's ``predictions`` (logits of a classifier); None
+            where the outputs are those of the base network with weights ``theta``.
+        seconds: Wall-clock time of the whole fit.
+        gradient_evaluations: Gradients of the loss of one network on the whole train split, summed over networks; a
+            mini-batch counts as its part of the split.
+        notes: Further numbers by name, such as what was paid for once beforehand, or how well chains mix.
+
+    Raises:
+        ValueError: where there are neither weights nor outputs.
+    """
+
+    theta: Tensor | None
+    predict: Callable[[Tensor], Tensor] | None = None
+    seconds: float = 0.0
+    gradient_evaluations: float = 0.0
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.theta is None and self.predict is None:
+            raise ValueError("draws need weights or outputs; both are None")
+
+
+class PosteriorMethod(ABC):
+    """A way to draw networks.
+
+    Variants are named in YAML by ``class_path``; init arguments are kept as attributes of the same name.
+    """
+
+    @property
+    def name(self) -> str:
+        """The class's name."""
+        return type(self).__name__
+
+    @abstractmethod
+    def fit(self, task: BaseTask, n: int, seed: int) -> Draws:
+        """Fit to the train split of a task and draw n networks.
+
+        Args:
+            task: Data, network and loss; of its splits, only ``train`` and ``val`` are looked at.
+            n: How many networks, at least 1.
+            seed: Of everything random; the same seed gives the same networks.
+        """
+
+
+class MissingExtraError(ValueError):
+    """A package of the extra ``baselines`` that is not installed."""
+
+
+def extra(package: str) -> ModuleType:
+    """Import a module of a package of the extra ``baselines``.
+
+    Raises:
+        MissingExtraError: where it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package.partition(".")[0]:
+            raise
+        name = {"laplace": "laplace-torch"}.get(error.name, error.name)
+        raise MissingExtraError(f"this method needs {name}: pip install 'wsflow[baselines]'") from None
