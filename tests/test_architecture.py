@@ -38,7 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "callbacks": {*MATHEMATICS, "tasks", "zoo", "metrics", "module", "sampling", "description"},
     "api": {*MATHEMATICS, "tasks", "zoo", "metrics", "module", "callbacks", "description"},
     "bayes": {"weightspace", "tasks"},
-    "posteriors": {"weightspace", "tasks", "bayes", "zoo", "flow", "api"},  # api: generated networks are one of the methods
+    "posteriors": {"weightspace", "tasks", "bayes", "zoo", "flow", "api"},  # api: a flow is one of the methods
     "commands": {
         *MATHEMATICS,
         "bayes",
