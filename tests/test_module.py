@@ -183,6 +183,8 @@ def test_descriptions():
             "steps": 3,
             "noise": 0.0,
             "power": 1.0,
+            "guidance": None,
+            "grid": None,
         },
     }
     assert plain([Euler, (1, None)]) == [{"class_path": "wsflow.flow.solver.Euler"}, [1, None]]

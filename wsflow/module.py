@@ -211,8 +211,10 @@ class FlowMatchingModule(LightningModule):
 
     def generation(self, seed: int = 0, sampler: Sampler | None = None, prior: Prior | None = None) -> Generation:
         """How :meth:`sample` generates networks, and how many fit into memory at once."""
-        parts = (self.field, self.parametrization, self.geometry, prior or self.prior, sampler or Sampler())
-        return Generation(*parts, seed, self.device)
+        settings = (sampler or Sampler()).for_flow(self.prior, self.coupling, self.path, self.geometry)
+        return Generation(
+            self.field, self.parametrization, self.geometry, prior or self.prior, settings, seed, self.device
+        )
 
     @torch.no_grad()
     def calibrate(self, batch: ZooBatch, task: Any = None) -> None:

@@ -68,7 +68,7 @@ class Generation:
         Raises:
             ValueError: where one network takes more than the limit.
         """
-        short = Sampler(self.sampler.solver, min(self.sampler.steps, TRIAL_STEPS), self.sampler.noise)
+        short = self.sampler.trial(TRIAL_STEPS)
         with _evaluating(self.field):
             return plan_batch(lambda n: self._solve(indices[:n], short), len(indices), limit, self.device)
 

@@ -146,8 +146,20 @@ def test_a_singular_end_is_never_evaluated(solver: Solver, flat: Euclidean):
 
 def test_before_step_runs_before_every_step(solver: Solver, flat: Euclidean):
     x = torch.zeros(1, 2, dtype=torch.float64)
-    end, _ = integrate(lambda x, t: 0 * x, flat, solver, x, grid(0, 1, 5), before_step=lambda x: x + 1)
+    end, _ = integrate(lambda x, t: 0 * x, flat, solver, x, grid(0, 1, 5), before_step=lambda x, t: (x + 1, t))
     assert torch.equal(end, torch.full_like(x, 5))
+
+
+def test_before_step_may_go_back_in_time(flat: Euclidean):
+    x, times = torch.zeros(1, 2, dtype=torch.float64), []
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        times.append(float(t[0]))
+        return torch.ones_like(x)
+
+    end, _ = integrate(velocity, flat, Euler(), x, grid(0, 1, 2), before_step=lambda x, t: (x, t / 2))
+    assert times == [0, 0.25]
+    assert torch.allclose(end, torch.full_like(x, 1.25))
 
 
 @pytest.mark.parametrize("times", [[0.0], [0.0, 0.0], [0.0, 0.6, 0.4], [0.0, float("nan")], [[0.0, 1.0]]], ids=str)

@@ -1,5 +1,6 @@
 """Flows: priors, couplings, times, paths, solvers and samplers."""
 
+from wsflow.flow.adaptive import DormandPrince
 from wsflow.flow.coupling import (
     AlignedOptimalTransportCoupling,
     Coupling,
@@ -7,6 +8,19 @@ from wsflow.flow.coupling import (
     OptimalTransportCoupling,
     TrajectoryCoupling,
 )
+from wsflow.flow.grid import CosineGrid, ListGrid, PowerGrid, TimeGrid, UniformGrid
+from wsflow.flow.guidance import (
+    Clip,
+    EndpointGuidance,
+    Guidance,
+    IntervalStrength,
+    NormClip,
+    PowerStrength,
+    RelativeClip,
+    StateGuidance,
+    Strength,
+)
+from wsflow.flow.noise import AddedNoise, Churn, Noise
 from wsflow.flow.path import ConstantNoisePath, GeodesicPath, PathSample, ProbabilityPath
 from wsflow.flow.prior import (
     GaussianPrior,
@@ -20,34 +34,53 @@ from wsflow.flow.prior import (
 )
 from wsflow.flow.sampler import Sampler
 from wsflow.flow.snapshot_path import SnapshotPath
-from wsflow.flow.solver import RK4, Euler, Heun, Solver, integrate
+from wsflow.flow.solver import RK4, Counted, Euler, Heun, Solver, integrate
 from wsflow.flow.time import BetaTime, TimeLaw, UniformTime
 from wsflow.weightspace.randomness import sample_generator, sample_generators
 
 __all__ = [
     "RK4",
+    "AddedNoise",
     "AlignedOptimalTransportCoupling",
     "BetaTime",
+    "Churn",
+    "Clip",
     "ConstantNoisePath",
+    "CosineGrid",
+    "Counted",
     "Coupling",
+    "DormandPrince",
+    "EndpointGuidance",
     "Euler",
     "GaussianPrior",
     "GeodesicPath",
+    "Guidance",
     "Heun",
     "IndependentCoupling",
+    "IntervalStrength",
     "LatentNormal",
+    "ListGrid",
     "NetworkPrior",
     "NoDensityError",
+    "Noise",
+    "NormClip",
     "OptimalTransportCoupling",
     "PathSample",
+    "PowerGrid",
+    "PowerStrength",
     "Prior",
     "ProbabilityPath",
+    "RelativeClip",
     "Sampler",
     "SnapshotPath",
     "Solver",
     "StartsPrior",
+    "StateGuidance",
+    "Strength",
+    "TimeGrid",
     "TimeLaw",
     "TrajectoryCoupling",
+    "UniformGrid",
     "UniformTime",
     "integrate",
     "sample_generator",

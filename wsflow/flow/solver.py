@@ -16,7 +16,9 @@ Alongside the state a solver carries ``extra``, integrated from rates that the v
 (a log-determinant, say).  :func:`integrate` is the only loop; it runs in both directions of time.
 
 *Singular ends.*  Where the velocity divides by 1 - t, it must not be evaluated at t = 1.  The step that ends at 1 is
-then an Euler step, which only evaluates its beginning.  That step's error is of second order in its size.
+then an Euler step, which only evaluates its beginning.  That step's error is of second order in its size.  A method
+that chooses its steps itself (:mod:`wsflow.flow.adaptive`) goes to :data:`LAST` before the end, and takes that step
+from there.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,15 +38,40 @@ VelocityFn = Callable[[Tensor, Tensor], "Tensor | tuple[Tensor, Tensor]"]
 
 Rates = tuple[Tensor, "Tensor | None"]
 
+LAST = 1e-3
+"""Length of the step to a singular end, for methods that choose their steps."""
+
+
+class Counted:
+    """A velocity that counts how often it is evaluated.
+
+    Args:
+        velocity: The velocity.
+
+    Attributes:
+        evaluations: Calls so far, each for all samples at once.
+    """
+
+    def __init__(self, velocity: VelocityFn) -> None:
+        self.evaluations = 0
+        self._velocity = velocity
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """What the velocity gives."""
+        self.evaluations += 1
+        return self._velocity(x, t)
+
 
 class Solver(ABC):
     """One step of a method.
 
     Attributes:
         order: The global error falls as the step to this power.
+        adaptive: Whether the method chooses its steps between the times of a grid.
     """
 
     order: int
+    adaptive: ClassVar[bool] = False
 
     @abstractmethod
     def step(
@@ -105,8 +133,8 @@ class Heun(Solver):
     ) -> tuple[Tensor, Tensor | None]:
         """Predict, then correct."""
         k1, r1 = _rates(velocity, x, t, extra)
-        k2, r2 = _rates(velocity, _settle(geometry, x + dt * k1), t + dt, extra)
-        x = _settle(geometry, x + dt / 2 * (k1 + k2))
+        k2, r2 = _rates(velocity, settle(geometry, x + dt * k1), t + dt, extra)
+        x = settle(geometry, x + dt / 2 * (k1 + k2))
         return x, _add(_add(extra, dt / 2, r1), dt / 2, r2)
 
 
@@ -127,12 +155,12 @@ class RK4(Solver):
         """Four stages, weighted 1, 2, 2, 1."""
         stages: list[Rates] = [_rates(velocity, x, t, extra)]
         for part in (dt / 2, dt / 2, dt):
-            y = _settle(geometry, x + part * stages[-1][0])
+            y = settle(geometry, x + part * stages[-1][0])
             stages.append(_rates(velocity, y, t + part, extra))
         for weight, (v, rate) in zip((1, 2, 2, 1), stages, strict=True):
             x = x + weight * dt / 6 * v
             extra = _add(extra, weight * dt / 6, rate)
-        return _settle(geometry, x), extra
+        return settle(geometry, x), extra
 
 
 def integrate(
@@ -143,7 +171,7 @@ def integrate(
     times: Tensor,
     extra: Tensor | None = None,
     singular_end: bool = False,
-    before_step: Callable[[Tensor], Tensor] | None = None,
+    before_step: Callable[[Tensor, float], tuple[Tensor, float]] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Solve the flow's equation along a grid of times.
 
@@ -155,7 +183,8 @@ def integrate(
         times: (n + 1,), strictly increasing or decreasing; n steps.
         extra: (B, ...), what is integrated alongside, or None.
         singular_end: Whether the velocity must not be evaluated at t = 1.
-        before_step: Applied to the state before every step, such as the noise of stochastic sampling.
+        before_step: From the state and time before every step to those that it starts from, such
+            as the noise of stochastic sampling.
 
     Returns:
         States and extra at ``times[-1]``.
@@ -166,15 +195,17 @@ def integrate(
     grid = _grid(times)
     if singular_end and grid[0] >= 1:
         raise ValueError("the velocity is singular at t = 1: start a backward integration at some 1 - delta instead")
+    if singular_end and solver.adaptive and grid[-1] >= 1 and grid[-2] < 1 - LAST:
+        grid.insert(-1, 1 - LAST)
     for t, end in pairwise(grid):
         if before_step is not None:
-            x = before_step(x)
+            x, t = before_step(x, t)
         method = Euler() if singular_end and end >= 1 else solver
         x, extra = method.step(velocity, geometry, x, t, end - t, extra)
     return x, extra
 
 
-def _settle(geometry: Geometry, x: Tensor) -> Tensor:
+def settle(geometry: Geometry, x: Tensor) -> Tensor:
     """The flow's state nearest to each ``x`` (B, dim)."""
     nearest = geometry.project(x)
     return nearest + geometry.tangent(nearest, x - nearest)
@@ -189,7 +220,16 @@ def _grid(times: Tensor) -> list[float]:
 
 
 def _rates(velocity: VelocityFn, x: Tensor, t: float, extra: Tensor | None) -> Rates:
-    rates = velocity(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device))
+    return rates_at(velocity, x, torch.full((len(x),), t, dtype=x.dtype, device=x.device), extra)
+
+
+def rates_at(velocity: VelocityFn, x: Tensor, t: Tensor, extra: Tensor | None) -> Rates:
+    """Velocity and, where extra is carried, its rate, at states (B, dim) and times (B,).
+
+    Raises:
+        ValueError: where only one of rate and extra is there.
+    """
+    rates = velocity(x, t)
     if isinstance(rates, Tensor) != (extra is None):
         raise ValueError("a velocity returns (v, rate) where extra is carried and v alone where it is not")
     return (rates, None) if isinstance(rates, Tensor) else rates
