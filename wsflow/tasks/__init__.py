@@ -8,11 +8,16 @@ from wsflow.tasks.digits import Digits
 from wsflow.tasks.gaussians import Gaussians
 from wsflow.tasks.head import FashionMNISTHead
 from wsflow.tasks.mnist import MNIST, ConvFashionMNIST, ConvMNIST, FashionMNIST
+from wsflow.tasks.objectives import FGSM, PGD, AdversarialLoss, Attack, TaskLoss
 from wsflow.tasks.regression import RegressionTask
 
 __all__ = [
+    "FGSM",
     "MNIST",
+    "PGD",
     "SPLITS",
+    "AdversarialLoss",
+    "Attack",
     "BaseTask",
     "BreastCancer",
     "ClassificationTask",
@@ -24,4 +29,5 @@ __all__ = [
     "FashionMNISTHead",
     "Gaussians",
     "RegressionTask",
+    "TaskLoss",
 ]

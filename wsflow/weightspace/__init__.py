@@ -6,11 +6,12 @@ from wsflow.weightspace.elements import GroupVector, NamedTensor, NeuronGroup, P
 from wsflow.weightspace.initializer import GaussianInitializer, Initializer, NetworkInitializer
 from wsflow.weightspace.labels import UnsupportedModuleError
 from wsflow.weightspace.networks import cnn, mlp
-from wsflow.weightspace.objective import Objective
+from wsflow.weightspace.objective import FunctionObjective, Objective, WeightedSum, WeightNorm
 from wsflow.weightspace.space import WeightSpace
 from wsflow.weightspace.statistics import batch_statistics
 
 __all__ = [
+    "FunctionObjective",
     "GaussianInitializer",
     "GroupVector",
     "Initializer",
@@ -23,7 +24,9 @@ __all__ = [
     "SymmetryError",
     "UnsupportedModuleError",
     "WeightBlock",
+    "WeightNorm",
     "WeightSpace",
+    "WeightedSum",
     "ZooBatch",
     "batch_statistics",
     "check_symmetries",
