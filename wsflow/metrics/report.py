@@ -38,13 +38,10 @@ def render(report: Mapping[str, float]) -> Table:
     Raises:
         ValueError: where the report has no samples.
     """
-    rows = _rows(report)
-    if "samples." not in rows:
-        raise ValueError("the report has no key that begins with 'samples.'")
-    columns = [key for key in COLUMNS if any(f"{prefix}{key}" in report for prefix in rows)]
+    rows, columns = shown(report)
     table = Table(
         title="Generated networks beside held-out runs and baselines",
-        caption=_caption(report, rows, columns),
+        caption=caption(report, rows, columns),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -53,7 +50,7 @@ def render(report: Mapping[str, float]) -> Table:
     for key in columns:
         table.add_column(COLUMNS[key], justify="right", no_wrap=True)
     for prefix, label in rows.items():
-        table.add_row(label, *(_cell(report, f"{prefix}{key}") for key in columns))
+        table.add_row(label, *(cell(report, f"{prefix}{key}") for key in columns))
     return table
 
 
@@ -62,6 +59,18 @@ def render_text(report: Mapping[str, float], width: int = 120) -> str:
     console = Console(file=StringIO(), width=width, color_system=None, force_terminal=False, record=True)
     console.print(render(report))
     return console.export_text()
+
+
+def shown(report: Mapping[str, float]) -> tuple[dict[str, str], list[str]]:
+    """What a table of a report shows: rows, as prefixes of keys with their labels, and columns, as keys of COLUMNS.
+
+    Raises:
+        ValueError: where the report has no samples.
+    """
+    rows = _rows(report)
+    if "samples." not in rows:
+        raise ValueError("the report has no key that begins with 'samples.'")
+    return rows, [key for key in COLUMNS if any(f"{prefix}{key}" in report for prefix in rows)]
 
 
 def _rows(report: Mapping[str, float]) -> dict[str, str]:
@@ -75,7 +84,7 @@ def _rows(report: Mapping[str, float]) -> dict[str, str]:
     return {prefix: label for prefix, label in known.items() if any(key.startswith(prefix) for key in report)}
 
 
-def _caption(report: Mapping[str, float], rows: Mapping[str, str], columns: Sequence[str]) -> str | None:
+def caption(report: Mapping[str, float], rows: Mapping[str, str], columns: Sequence[str]) -> str | None:
     """How to read the table, a line for each thing that it shows."""
     lines = []
     if any(f"samples.{key}.std" in report for key in columns):
@@ -97,7 +106,8 @@ def _caption(report: Mapping[str, float], rows: Mapping[str, str], columns: Sequ
     return "\n".join(lines) or None
 
 
-def _cell(report: Mapping[str, float], key: str) -> str:
+def cell(report: Mapping[str, float], key: str) -> str:
+    """A number of a report, with its spread where it has one; empty where it is not there."""
     if key not in report:
         return ""
     value, spread = report[key], report.get(f"{key}.std")
