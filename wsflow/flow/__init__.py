@@ -8,6 +8,7 @@ from wsflow.flow.coupling import (
     OptimalTransportCoupling,
     TrajectoryCoupling,
 )
+from wsflow.flow.divergence import ExactTrace, GaussianProbes, Hutchinson, Probes, RademacherProbes, Trace
 from wsflow.flow.grid import CosineGrid, ListGrid, PowerGrid, TimeGrid, UniformGrid
 from wsflow.flow.guidance import (
     Clip,
@@ -20,6 +21,7 @@ from wsflow.flow.guidance import (
     StateGuidance,
     Strength,
 )
+from wsflow.flow.likelihood import Likelihood, LogDensity, measure
 from wsflow.flow.noise import AddedNoise, Churn, Noise
 from wsflow.flow.path import ConstantNoisePath, GeodesicPath, PathSample, ProbabilityPath
 from wsflow.flow.prior import (
@@ -28,6 +30,7 @@ from wsflow.flow.prior import (
     NetworkPrior,
     NoDensityError,
     Prior,
+    ProjectedNormal,
     StartsPrior,
     sample_prior,
     size_mismatch,
@@ -52,14 +55,19 @@ __all__ = [
     "DormandPrince",
     "EndpointGuidance",
     "Euler",
+    "ExactTrace",
     "GaussianPrior",
+    "GaussianProbes",
     "GeodesicPath",
     "Guidance",
     "Heun",
+    "Hutchinson",
     "IndependentCoupling",
     "IntervalStrength",
     "LatentNormal",
+    "Likelihood",
     "ListGrid",
+    "LogDensity",
     "NetworkPrior",
     "NoDensityError",
     "Noise",
@@ -70,6 +78,9 @@ __all__ = [
     "PowerStrength",
     "Prior",
     "ProbabilityPath",
+    "Probes",
+    "ProjectedNormal",
+    "RademacherProbes",
     "RelativeClip",
     "Sampler",
     "SnapshotPath",
@@ -79,10 +90,12 @@ __all__ = [
     "Strength",
     "TimeGrid",
     "TimeLaw",
+    "Trace",
     "TrajectoryCoupling",
     "UniformGrid",
     "UniformTime",
     "integrate",
+    "measure",
     "sample_generator",
     "sample_generators",
     "sample_prior",

@@ -1,8 +1,13 @@
 r"""Where flows start: laws p0 of states at t = 0.
 
-Each prior is a law of weights, carried to the geometry by ``encode``, but for :class:`LatentNormal`, which is a law of
-coordinates.  Drawing always happens on the CPU, so that a
-sample does not depend on the device; :func:`sample_prior` gives every sample its own generator.
+Each prior is a law of weights, carried to the geometry by ``encode``, but for :class:`LatentNormal` and
+:class:`ProjectedNormal`, which are laws of coordinates.  Drawing always happens on the CPU, so that a sample does not
+depend on the device; :func:`sample_prior` gives every sample its own generator.
+
+*Densities* on canonical forms.  Encoding divides a hidden neuron's weights by their norm r and multiplies the next
+layer's by it.  Given all r, the directions of the next layer follow an angular Gaussian law and no uniform one, and the
+biases, divided by r, have a spread of their own: the density of an encoded Gaussian prior is an integral over all r,
+and known in closed form nowhere.  ProjectedNormal is the law whose coordinates separate.
 """
 
 from __future__ import annotations
@@ -15,7 +20,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from wsflow.geometry import Euclidean, Geometry
+from wsflow.geometry import Euclidean, Geometric, Geometry
+from wsflow.geometry.canonical import CanonicalGeometry
 from wsflow.weightspace import GaussianInitializer, Initializer, NetworkInitializer
 from wsflow.weightspace.randomness import draw_rows, sample_generator, sample_generators
 from wsflow.weightspace.transfer import send
@@ -47,7 +53,7 @@ class Prior(ABC):
 
     @abstractmethod
     def log_prob(self, x: Tensor, geometry: Geometry) -> Tensor:
-        """Log density (B,) of states (B, dim), in the volume of flat weight space.
+        """Log density (B,) of states (B, dim), in the geometry's volume.
 
         Raises:
             NoDensityError: where there is none in closed form; the message says why.
@@ -82,10 +88,10 @@ class GaussianPrior(Prior):
         if not isinstance(geometry, Euclidean):
             raise NoDensityError(
                 f"the Gaussian prior has no closed density on {type(geometry).__name__}: its states are canonical "
-                "forms of Gaussian weights, and the law of those is not Gaussian; use the Euclidean geometry"
+                "forms of Gaussian weights, and the law of those is not Gaussian: the norm that is taken from one "
+                "layer's weights goes into the next one's; use Euclidean, or Geometric with ProjectedNormal"
             )
-        constant = x.shape[1] * (math.log(self.std) + math.log(2 * math.pi) / 2)
-        return -(x / self.std).square().sum(dim=1) / 2 - constant
+        return _normal(x, self.std)
 
 
 class LatentNormal(Prior):
@@ -118,8 +124,7 @@ class LatentNormal(Prior):
     def log_prob(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Gaussian log density in the volume of the geometry's coordinates."""
         self._refuse(geometry)
-        constant = x.shape[1] * (math.log(self.std) + math.log(2 * math.pi) / 2)
-        return -(x / self.std).square().sum(dim=1) / 2 - constant
+        return _normal(x, self.std)
 
     @staticmethod
     def _refuse(geometry: Geometry) -> None:
@@ -128,6 +133,53 @@ class LatentNormal(Prior):
                 f"LatentNormal draws coordinates, but not every vector is a point of {type(geometry).__name__}: "
                 "use GaussianPrior or NetworkPrior, which draw weights"
             )
+
+
+class ProjectedNormal(Prior):
+    """Canonical forms with a density: uniform on every sphere, normal on the lines.
+
+    Each sphere's vector is drawn from an isotropic normal law and projected.  On a flat space all are lines.
+
+    Args:
+        std: Standard deviation on the lines, among them the log-scales of a classifier's last layer.
+        scale: Median of these scales.
+
+    Raises:
+        ValueError: unless both are positive.
+    """
+
+    def __init__(self, std: float = 1.0, scale: float = 1.0) -> None:
+        if not (std > 0 and scale > 0):
+            raise ValueError(f"std and scale must be positive, got {std} and {scale}")
+        self.std, self.scale = std, scale
+
+    def sample(self, n: int, geometry: Geometry, generator: torch.Generator) -> Tensor:
+        """(n, dim), projected."""
+        x = draw_rows(lambda count, source: torch.randn(count, geometry.dim, generator=source), n, generator)
+        return geometry.project(_place(self._mean(geometry) + self.std * x, geometry))
+
+    def log_prob(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """Log density in the volume of the product of spheres and lines.
+
+        Raises:
+            NoDensityError: for ``Normalized``, whose states on spheres have no density in the flat space around.
+        """
+        shapes: tuple[tuple[int, int], ...] = ()
+        lines = x - self._mean(geometry).to(x)
+        if isinstance(geometry, Geometric):
+            shapes, lines = geometry.form.product.shapes, geometry.form.product.split(lines)[1]
+        elif isinstance(geometry, CanonicalGeometry):
+            raise NoDensityError(
+                f"states on spheres have no density in the flat space of {type(geometry).__name__}: use Geometric"
+            )
+        areas = sum(count * log_area(size) for count, size in shapes)
+        return _normal(lines, self.std) - areas
+
+    def _mean(self, geometry: Geometry) -> Tensor:
+        mean = torch.zeros(geometry.dim)
+        if isinstance(geometry, CanonicalGeometry):
+            mean[geometry.space.dim :] = math.log(self.scale)
+        return mean
 
 
 class NetworkPrior(Prior):
@@ -213,6 +265,17 @@ def size_mismatch(geometry: Geometry, x0: Tensor, drawn: Tensor) -> tuple[str, f
         if abs(math.log(ratio)) > math.log(TOLERANCE) + chance:
             return name, ratio
     return None
+
+
+def log_area(size: int) -> float:
+    """Logarithm of the area of the unit sphere in R^size."""
+    return math.log(2) + size / 2 * math.log(math.pi) - math.lgamma(size / 2)
+
+
+def _normal(x: Tensor, std: float) -> Tensor:
+    """Log density (B,) of independent normal coordinates (B, K)."""
+    constant = x.shape[1] * (math.log(std) + math.log(2 * math.pi) / 2)
+    return -(x / std).square().sum(dim=1) / 2 - constant
 
 
 def _draw(initializer: Initializer, n: int, geometry: Geometry, generator: torch.Generator) -> Tensor:
