@@ -164,11 +164,15 @@ def _values(group: Members, inputs: Tensor, targets: Tensor | None, rows: Tensor
         means.append(mean.cpu())
         epistemic.append((second - (mean - centre).square()).clamp(min=0).cpu())
         if targets is not None:
-            error = values - targets[columns].to(values)
-            log_normal = (-0.5 * (log(2 * pi) + v[..., None].log() + error.square() / v[..., None])).sum(-1)
-            densities.append((log_mixture(given, log_normal, group.task.memory) / error.shape[-1]).cpu())
+            each = log_normal(values - targets[columns].to(values), v[..., None]).sum(-1)
+            densities.append((log_mixture(given, each, group.task.memory) / values.shape[-1]).cpu())
     log_density = torch.cat(densities, 1) if targets is not None else None
     return ValuePredictive(torch.cat(means, 1), torch.cat(epistemic, 1), rows @ variance, log_density, targets)
+
+
+def log_normal(error: Tensor, variance: Tensor) -> Tensor:
+    """Log density of N(0, variance) at an error, elementwise."""
+    return -0.5 * (log(2 * pi) + variance.log() + error.square() / variance)
 
 
 def log_mixture(weights: Tensor, log_p: Tensor, memory: int) -> Tensor:
