@@ -28,8 +28,8 @@ class Draws:
 
     Attributes:
         theta: (n, D) weights; None where networks are given by their outputs alone.
-        predict: Inputs (N, ...) to outputs (n, N, C) before the task's ``predictions`` (logits of a classifier); None
-            where the outputs are those of the base network with weights ``theta``.
+        predict: Inputs (N, ...) to predictions (n, N, C), class probabilities or values; None where the predictions
+            are those of the base network with weights ``theta``, otherwise what counts.
         seconds: Wall-clock time of the whole fit.
         gradient_evaluations: Gradients of the loss of one network on the whole train split, summed over networks; a
             mini-batch counts as its part of the split.

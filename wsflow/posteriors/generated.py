@@ -1,0 +1,62 @@
+"""Networks that a trained flow generates, as one method among the others."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wsflow.flow import Sampler
+from wsflow.posteriors.base import Draws, PosteriorMethod
+from wsflow.tasks.base import BaseTask
+
+
+class FlowEnsemble(PosteriorMethod):
+    """Samples of a trained flow.
+
+    Args:
+        checkpoint: Its file.
+        sampler: How the flow is solved; 16 Euler steps by default.
+        first: Index of the first sample: samples of other indices are other networks.
+
+    ``{seed}`` in the checkpoint's path stands for the seed where a training was made for each seed.
+    """
+
+    def __init__(self, checkpoint: str, sampler: Sampler | None = None, first: int = 0) -> None:
+        self.checkpoint, self.sampler, self.first = checkpoint, sampler, first
+
+    def fit(self, task: BaseTask, n: int, seed: int) -> Draws:
+        """Generate n networks; seconds are those of sampling.
+
+        ``notes`` hold what was paid for once, as far as the checkpoint and its folder say: seconds of the flow's
+        training, the networks that it was trained on and the gradient evaluations that trained these.
+
+        Raises:
+            ValueError: where the flow generates other networks than the task's.
+        """
+        from wsflow.api import load  # it imports Lightning, which the other methods do without
+
+        flow = load(self.checkpoint.format(seed=seed))
+        if flow.weight_space != task.space:
+            raise ValueError(f"{self.checkpoint} generates networks of another architecture than task {task.name}")
+        began = time.perf_counter()
+        theta = flow.sample(n, seed, self.sampler, first=self.first)
+        seconds = time.perf_counter() - began
+        return Draws(theta, seconds=seconds, notes={**self._fit_seconds(seed), **_zoo(flow.data)})
+
+    def _fit_seconds(self, seed: int) -> dict[str, float]:
+        file = Path(self.checkpoint.format(seed=seed)).parent.parent / "timing.json"
+        times = json.loads(file.read_text()) if file.is_file() else {}
+        return {"flow.fit_seconds": float(times["fit"])} if "fit" in times else {}
+
+
+def _zoo(data: Mapping[str, Any] | None) -> dict[str, float]:
+    """Train networks of the data module that a checkpoint describes, and what they took."""
+    args = (data or {}).get("init_args", {})
+    collector = (args.get("collector") or {}).get("init_args", {})
+    if not {"runs", "epochs"} <= set(collector):
+        return {}
+    runs = float(args.get("train_runs") or round(collector["runs"] * args["fractions"][0]))
+    return {"zoo.networks": runs, "zoo.gradient_evaluations": runs * collector["epochs"]}
