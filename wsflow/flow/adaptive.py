@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wsflow.flow.solver import Rates, Solver, VelocityFn, rates_at, settle
+from wsflow.flow.solver import Solver, VelocityFn, rates_at, settle
 from wsflow.geometry import Geometry
 
 NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
@@ -70,34 +70,26 @@ class DormandPrince(Solver):
         extra: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """As many steps as it takes from t to t + dt."""
+        if not len(x):
+            return x, extra
         end, sign = t + dt, 1.0 if dt > 0 else -1.0
-        now = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
-        first = rates_at(velocity, x, now, extra)
+        state, now = _parts(x, extra), torch.full((len(x),), t, dtype=x.dtype, device=x.device)
+        first = _parts(*rates_at(velocity, x, now, extra))
         h = self._first(x, first[0]).clamp(FIRST * abs(dt), abs(dt))
         for _ in range(self.most):
             left = (end - now).abs()
             h = torch.minimum(h, left)
-            stages = _stages(velocity, geometry, x, now, sign * h, first, extra)
-            new = settle(geometry, x + _combined(STAGES[-1], [v for v, _ in stages], sign * h))
-            ratio = self._error(x, new, [v for v, _ in stages], h)
-            carried = extra
-            if extra is not None:
-                rates = [rate for _, rate in stages if rate is not None]
-                carried = extra + _combined(STAGES[-1], rates, sign * h)
-                ratio = torch.maximum(ratio, self._error(extra, carried, rates, h))
+            stages = _stages(velocity, geometry, state, now, sign * h, first)
+            new = [part + _combined(STAGES[-1], rates, sign * h) for part, rates in zip(state, stages, strict=True)]
+            new[0] = settle(geometry, new[0])
+            ratio = torch.stack([self._error(*one, h) for one in zip(state, new, stages, strict=True)]).amax(0)
             taken = (ratio <= 1) & (left > 0)
             now = torch.where(taken, torch.where(h >= left, end, now + sign * h), now)
-            x, first = (
-                _where(taken, new, x),
-                (
-                    _where(taken, stages[-1][0], first[0]),
-                    None if first[1] is None or stages[-1][1] is None else _where(taken, stages[-1][1], first[1]),
-                ),
-            )
-            extra = extra if extra is None or carried is None else _where(taken, carried, extra)
+            state = [_where(taken, *pair) for pair in zip(new, state, strict=True)]
+            first = [_where(taken, rates[-1], old) for rates, old in zip(stages, first, strict=True)]
             if bool((now == end).all()):
-                return x, extra
-            h = h * (SAFETY * ratio.detach() ** -0.2).nan_to_num(LEAST).clamp(LEAST, MOST)
+                return state[0], None if extra is None else state[1]
+            h = h * (SAFETY * ratio**-0.2).nan_to_num(LEAST).clamp(LEAST, MOST)
         raise ValueError(
             f"{int((now != end).sum())} of {len(x)} samples do not reach t = {end:g} in {self.most} steps: "
             "the velocity changes too fast, or the tolerances are below what its number type can hold; raise them"
@@ -111,35 +103,30 @@ class DormandPrince(Solver):
 
     def _error(self, before: Tensor, after: Tensor, rates: list[Tensor], h: Tensor) -> Tensor:
         """Error of a step in units of what is allowed, (B,)."""
-        if not before[0].numel():
-            return torch.zeros_like(h)
         scale = self.atol + self.rtol * torch.maximum(before.abs(), after.abs())
         return (_combined(ERROR, rates, h) / scale).detach().square().flatten(1).mean(1).sqrt()
 
 
+def _parts(x: Tensor, extra: Tensor | None) -> list[Tensor]:
+    return [x] if extra is None else [x, extra]
+
+
 def _stages(
-    velocity: VelocityFn,
-    geometry: Geometry,
-    x: Tensor,
-    t: Tensor,
-    h: Tensor,
-    first: Rates,
-    extra: Tensor | None,
-) -> list[Rates]:
-    """All seven, of which the first is given; the last is that of the new state."""
-    stages = [first]
+    velocity: VelocityFn, geometry: Geometry, state: list[Tensor], t: Tensor, h: Tensor, first: list[Tensor]
+) -> list[list[Tensor]]:
+    """For each part of the state its seven rates, of which the first is given; the last is that of the new state."""
+    stages, extra = [[rate] for rate in first], state[1] if len(state) > 1 else None
     for node, weights in zip(NODES[1:], STAGES, strict=True):
-        y = settle(geometry, x + _combined(weights, [v for v, _ in stages], h))
-        stages.append(rates_at(velocity, y, t + node * h, extra))
+        y = settle(geometry, state[0] + _combined(weights, stages[0], h))
+        for rates, rate in zip(stages, _parts(*rates_at(velocity, y, t + node * h, extra)), strict=True):
+            rates.append(rate)
     return stages
 
 
 def _combined(weights: tuple[float, ...], rates: list[Tensor], h: Tensor) -> Tensor:
-    """H times the weighted sum of rates (B, ...)."""
-    total = torch.zeros_like(rates[0])
-    for weight, rate in zip(weights, rates, strict=False):
-        total = total + weight * rate
-    return h.view(-1, *[1] * (total.ndim - 1)) * total
+    """Step times the weighted sum of rates (B, ...)."""
+    terms = [weight * rate for weight, rate in zip(weights, rates, strict=False) if weight]
+    return h.view(-1, *[1] * (rates[0].ndim - 1)) * sum(terms[1:], terms[0])
 
 
 def _where(taken: Tensor, new: Tensor, old: Tensor) -> Tensor:
