@@ -10,14 +10,17 @@
 from __future__ import annotations
 
 import warnings
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from wsflow.flow import Prior, Sampler
+from wsflow.flow import Likelihood, LogDensity, Prior, Sampler, Trace
+from wsflow.likelihood import Densities
 from wsflow.module import FlowMatchingModule
+from wsflow.tasks import BaseTask
 from wsflow.weightspace import WeightSpace
 
 
@@ -34,10 +37,51 @@ class Flow:
         self.data: dict[str, Any] | None = checkpoint.get("data")
         self.seen_starts: list[str] | None = checkpoint.get("seen_starts")
 
+    @cached_property
+    def task(self) -> BaseTask | None:
+        """The base task of its training; None where the checkpoint does not say.
+
+        Raises:
+            ValueError: where the task cannot be built.
+        """
+        description = (self.data or {}).get("init_args", {}).get("task")
+        return BaseTask.from_description(description) if description else None
+
     @property
     def weight_space(self) -> WeightSpace:
         """The weight space of the generated networks."""
         return self.module.space
+
+    @overload
+    def sample(
+        self,
+        n: int,
+        seed: int = 0,
+        sampler: Sampler | None = None,
+        batch_size: int | None = None,
+        first: int = 0,
+        prior: Prior | None = None,
+        memory: str | None = None,
+        with_log_prob: Literal[False] = False,
+        trace: Trace | None = None,
+        delta: float = 0.01,
+    ) -> Tensor: ...
+
+    @overload
+    def sample(
+        self,
+        n: int,
+        seed: int = 0,
+        sampler: Sampler | None = None,
+        batch_size: int | None = None,
+        first: int = 0,
+        prior: Prior | None = None,
+        memory: str | None = None,
+        *,
+        with_log_prob: Literal[True],
+        trace: Trace | None = None,
+        delta: float = 0.01,
+    ) -> tuple[Tensor, LogDensity]: ...
 
     def sample(
         self,
@@ -48,24 +92,68 @@ class Flow:
         first: int = 0,
         prior: Prior | None = None,
         memory: str | None = None,
-    ) -> Tensor:
+        with_log_prob: bool = False,
+        trace: Trace | None = None,
+        delta: float = 0.01,
+    ) -> Tensor | tuple[Tensor, LogDensity]:
         """Generated networks, (n, D); the i-th depends on (seed, first + i) alone.
 
         Args:
             n: How many.
             seed: Not negative.
-            sampler: How the flow is solved; 16 Euler steps by default.
+            sampler: How the flow is solved; 16 Euler steps by default.  Guidance without a task of its own gets the
+                flow's.
             batch_size: Networks solved at once; as many as the memory limit allows by default.
             first: Index of the first sample.
             prior: Where samples start; the flow's own prior by default.
             memory: The limit, such as ``2GiB``; half of the device's free memory by default.
+            with_log_prob: Whether to return the samples' log-densities too; the flow is then solved by 20 steps of RK4
+                by default, and by fields that predict endpoints up to 1 - delta.
+            trace: How divergences are found for them; 25 Rademacher probes by default.
+            delta: What is left out before t = 1 for fields that predict endpoints.
 
         Raises:
+            NoDensityError: where densities are asked for and there are none; the message says why.
             ValueError: for a negative number of networks, and as :meth:`FlowMatchingModule.sample` does.
         """
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
+        if sampler is not None and sampler.guidance is not None:
+            sampler.guidance.attach(self.task)
+        if with_log_prob:
+            densities = self._densities(Likelihood(trace, sampler, delta), seed, prior)
+            return densities.sample(range(first, first + n), batch_size, memory)
         return self.module.sample(range(first, first + n), seed, sampler, batch_size, prior, memory)
+
+    def log_prob(
+        self,
+        theta: Tensor,
+        trace: Trace | None = None,
+        sampler: Sampler | None = None,
+        delta: float = 0.01,
+        seed: int = 0,
+        batch_size: int | None = None,
+        memory: str | None = None,
+    ) -> LogDensity:
+        """Log-densities of networks (n, D) under the flow, with standard errors and the measure they refer to.
+
+        Args:
+            theta: The networks.
+            trace: How divergences are found; 25 Rademacher probes by default, :class:`wsflow.flow.ExactTrace` for all.
+            sampler: How the flow is solved; 20 steps of RK4 by default.
+            delta: What is left out before t = 1 for fields that predict endpoints.
+            seed: Of the probes; those of network i depend on (seed, i) alone.
+            batch_size: Networks at once; as many as the memory limit allows by default.
+            memory: The limit, such as ``2GiB``; half of the device's free memory by default.
+
+        Raises:
+            NoDensityError: where there are none; the message says why.
+            ValueError: for networks that do not fit, and as :class:`wsflow.likelihood.Densities` does.
+        """
+        return self._densities(Likelihood(trace, sampler, delta), seed, None).of(theta, batch_size, memory)
+
+    def _densities(self, likelihood: Likelihood, seed: int, prior: Prior | None) -> Densities:
+        return Densities(self.module.generation(seed, likelihood.sampler, prior), likelihood)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Flow:

@@ -122,4 +122,6 @@ class GenerationCallback(Callback):
             train, heldout = (data.networks(split).x1.to(module.device) for split in ("train", "val"))
             evaluation = Evaluation(data.task, train, heldout, "val", geometry=module.geometry, baselines=[])
             self._metric = EvaluationMetric(evaluation).to(module.device)
+            if self.sampler.guidance is not None:
+                self.sampler.guidance.attach(data.task)
         return self._metric

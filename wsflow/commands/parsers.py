@@ -31,9 +31,38 @@ def transfer(args: Sequence[str]) -> None:
     call(commands.transfer, "transfer", args)
 
 
+def bayes(args: Sequence[str]) -> None:
+    """Average the predictions of generated networks, and score ensembles of several sizes."""
+    parser = ArgumentParser(prog="wsflow bayes", description=bayes.__doc__ or "", exit_on_error=False)
+    parser.add_argument("--samples", nargs="+", type=str, required=True, help="Folders of generated networks, or zoos.")
+    parser.add_function_arguments(commands.bayes, as_group=False, skip={"samples"})
+    given = ["--heldout=true" if arg == "--heldout" else arg for arg in args]
+    commands.bayes(**parser.instantiate_classes(parser.parse_args(given)).as_dict())
+
+
+def baselines(args: Sequence[str]) -> None:
+    """Compare ensembles by several methods, as a comparison file lists them."""
+    parser = ArgumentParser(prog="wsflow baselines", description=baselines.__doc__ or "", exit_on_error=False)
+    parser.add_argument("file", type=str, help="A comparison file, such as configs/baselines/*.yaml.")
+    parser.add_argument("--methods", nargs="+", type=str, help="Only these, by key; all by default.")
+    parser.add_argument("--seeds", nargs="+", type=int, help="Of fits; the file's own by default.")
+    parser.add_argument("--sizes", nargs="+", type=int, help="Numbers of networks; the file's own by default.")
+    listed = {"file", "methods", "seeds", "sizes"}
+    parser.add_function_arguments(commands.baselines, as_group=False, skip=listed)
+    commands.baselines(**parser.parse_args(list(args)).as_dict())
+
+
 def initialise(args: Sequence[str]) -> None:
     """Train generated networks, random starts and trained networks on a task, and compare how fast they learn."""
     call(commands.initialise, "initialise", args)
+
+
+def report(args: Sequence[str]) -> None:
+    """Write a page about runs, with their tables, figures and model cards, that opens without a network."""
+    parser = ArgumentParser(prog="wsflow report", description=report.__doc__ or "", exit_on_error=False)
+    parser.add_argument("runs", nargs="+", type=str, help="Run folders, or folders of runs.")
+    parser.add_function_arguments(commands.report, as_group=False, skip={"runs"})
+    commands.report(**parser.parse_args(list(args)).as_dict())
 
 
 def table(args: Sequence[str]) -> None:
@@ -97,7 +126,7 @@ def zoo(args: Sequence[str]) -> None:
 def call(function: Callable[..., None], name: str, args: Sequence[str]) -> None:
     """Call a function with arguments parsed by its signature; what is False by default can be given as a switch."""
     parser = ArgumentParser(prog=f"wsflow {name}", description=summary(function), exit_on_error=False)
-    parser.add_function_arguments(function, as_group=False)
+    parser.add_function_arguments(function, as_group=False, sub_configs=True)
     switches = {f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.default is False}
     given = [f"{arg}=true" if arg in switches else arg for arg in args]
     function(**parser.instantiate_classes(parser.parse_args(given)).as_dict())

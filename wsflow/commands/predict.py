@@ -15,7 +15,7 @@ from wsflow.checkpoint import fingerprints
 from wsflow.commands.launch import launched
 from wsflow.commands.run import record_timing, run_folder, shown
 from wsflow.description import plain
-from wsflow.flow import Prior, Sampler, Solver, StartsPrior
+from wsflow.flow import Guidance, Prior, Sampler, Solver, StartsPrior
 from wsflow.memory import limit_bytes
 from wsflow.module import FlowMatchingModule
 from wsflow.sampling import check_batch
@@ -31,6 +31,7 @@ def predict(
     solver: Solver | None = None,
     noise: float = 0.0,
     power: float = 1.0,
+    guidance: Guidance | None = None,
     starts: str | None = None,
     batch_size: int | None = None,
     accelerator: str = "auto",
@@ -50,6 +51,8 @@ def predict(
         solver: Euler by default; Heun and RK4 evaluate the field 2 and 4 times a step.
         noise: Standard deviation of noise added before every step.
         power: Step k of K ends at the time (k / K)^power; above 1 for smaller steps at early times.
+        guidance: What is added to the velocity to lower an objective of the weights; a class, or a file such as
+            configs/guidance/task_loss.yaml.  An objective without a task of its own gets the flow's.
         starts: A zoo whose runs' initial weights the flow starts from, for flows whose prior is StartsPrior; runs that
             the flow was trained on are refused.
         batch_size: Networks solved at once; as many as the memory limit allows by default.
@@ -71,8 +74,10 @@ def predict(
     share = parse_share(shard) if shard else array_share()
     flow, begin = load(ckpt_path), time.perf_counter()
     module = flow.module
-    module.sampler, module.sample_seed = Sampler(solver, steps, noise, power), seed
+    module.sampler, module.sample_seed = Sampler(solver, steps, noise, power, guidance), seed
     module.prior = sampling_prior(flow, starts)
+    if guidance is not None:
+        guidance.attach(flow.task)
     run = run_folder(ckpt_path)
     folder = Path(out) if out is not None else run / "samples"
     extra = {
@@ -83,6 +88,7 @@ def predict(
             "solver": plain(module.sampler.solver),
             "noise": noise,
             "power": power,
+            **({"guidance": plain(guidance)} if guidance is not None else {}),
         },
         "geometry": module.hparams.get("geometry"),
         "data": flow.data,

@@ -54,24 +54,25 @@ class Strength(ABC):
 
 
 class PowerStrength(Strength):
-    r""":math:`\lambda \, t^p`: guidance that grows.
+    r""":math:`\lambda \, t^a (1 - t)^b`: guidance that grows, or fades.
 
     Args:
-        strength: :math:`\lambda`, the strength at t = 1.
-        power: p; 0 for the same strength at all times.
+        strength: :math:`\lambda`.
+        rise: a; 0 for full strength from the beginning.
+        fall: b; 0 for full strength to the end.  Above 0 the noise of mini-batches dies out.
 
     Raises:
-        ValueError: for a negative strength or power.
+        ValueError: for negative numbers.
     """
 
-    def __init__(self, strength: float, power: float = 0.0) -> None:
-        if not strength >= 0 or not power >= 0:
-            raise ValueError(f"strength and power must not be negative, got {strength} and {power}")
-        self.strength, self.power = strength, power
+    def __init__(self, strength: float, rise: float = 0.0, fall: float = 0.0) -> None:
+        if not min(strength, rise, fall) >= 0:
+            raise ValueError(f"strength, rise and fall must not be negative, got {strength}, {rise} and {fall}")
+        self.strength, self.rise, self.fall = strength, rise, fall
 
     def __call__(self, t: Tensor) -> Tensor:
-        """Lambda times t^p."""
-        return self.strength * t**self.power
+        """Elementwise."""
+        return self.strength * t**self.rise * (1 - t) ** self.fall
 
 
 class IntervalStrength(Strength):

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsflow.tasks.base import BaseTask
+from wsflow.tasks.base import BaseTask, TaskObjective
 from wsflow.weightspace import Objective
 from wsflow.weightspace.randomness import common, draw_rows
 from wsflow.weightspace.transfer import send
@@ -52,7 +52,8 @@ class TaskLoss(Objective):
         """(B,)."""
         if self._loss is None:
             self.attach(None)
-        assert self._loss is not None
+        assert isinstance(self._loss, TaskObjective)
+        _refuse_misfit(self._loss.task, theta)
         return self._loss(theta, generator)
 
 
@@ -158,6 +159,7 @@ class AdversarialLoss(Objective):
             self.attach(None)
         assert self._known is not None
         task, (inputs, targets) = self._known, self._known.data("train")
+        _refuse_misfit(task, theta)
         index = torch.randperm(len(inputs), generator=common(generator))[: self.batch_size]
         inputs, targets = (send(part[index], theta.device) for part in (inputs, targets))
         batch = inputs.to(theta).expand(len(theta), *inputs.shape)
@@ -172,8 +174,17 @@ class AdversarialLoss(Objective):
 
 
 def _known(objective: Objective, given: BaseTask | None, task: Any) -> BaseTask:
+    """The task of an objective, with its space built: within a derivative it could not be."""
     found = given if given is not None else task
-    if isinstance(found, BaseTask) and found.has_data:
+    if isinstance(found, BaseTask) and found.has_data and found.space.dim:
         return found
     what = "there is none" if found is None else f"task {getattr(found, 'name', type(found).__name__)} has no data"
     raise ValueError(f"{type(objective).__name__} needs a base task with train data, and {what}: give it a task")
+
+
+def _refuse_misfit(task: BaseTask, theta: Tensor) -> None:
+    if theta.shape[1] not in (task.space.dim, task.space.full_dim):
+        raise ValueError(
+            f"task {task.name} judges networks of {task.space.dim} weights and is asked about ones of "
+            f"{theta.shape[1]}: give the task the base network's widths"
+        )
