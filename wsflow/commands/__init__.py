@@ -1,6 +1,8 @@
 """What the commands beside fit, validate and test do; :mod:`wsflow.cli` parses their arguments."""
 
 from wsflow.commands.barrier import barrier
+from wsflow.commands.baselines import baselines
+from wsflow.commands.bayes import bayes
 from wsflow.commands.collect import collect
 from wsflow.commands.evaluate import evaluate
 from wsflow.commands.experiment import experiment
@@ -9,11 +11,14 @@ from wsflow.commands.import_ import import_
 from wsflow.commands.initialise import initialise
 from wsflow.commands.launch import launched, process_settings, restarted
 from wsflow.commands.predict import predict
+from wsflow.commands.report import report
 from wsflow.commands.table import table
 from wsflow.commands.transfer import transfer
 
 __all__ = [
     "barrier",
+    "baselines",
+    "bayes",
     "collect",
     "evaluate",
     "experiment",
@@ -23,6 +28,7 @@ __all__ = [
     "launched",
     "predict",
     "process_settings",
+    "report",
     "restarted",
     "table",
     "transfer",

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from wsflow.commands.equal_cost import recorded_collector
 from wsflow.commands.run import shown
 from wsflow.description import build, plain
 from wsflow.flow import sample_generator
-from wsflow.tasks import BaseTask
-from wsflow.uses import Curves, learning_curves, shuffled, steps_to
+from wsflow.tasks import BaseTask, ClassificationTask
+from wsflow.uses import Curves, learning_curves, markdown, median, shuffled, summary
 from wsflow.weightspace import Initializer, NetworkInitializer
 from wsflow.zoo import Adam, RunOptimizer, Zoo, ZooDataModule
 from wsflow.zoo.write import MANIFEST
@@ -83,6 +81,8 @@ def initialise(
         raise ValueError(
             f"{seeds} seeds of {n} networks need {max(n, 1) * max(seeds, 1)} samples, {samples} has {len(zoo)}"
         )
+    if not isinstance(task, ClassificationTask):
+        raise ValueError(f"steps to an accuracy need a classification task, and {task.name} is none")
     if zoo.space != task.space:
         raise ValueError(f"the networks in {samples} are not of the network of {task.name}; give the task its widths")
     plan = Plan(task, optimizer or Adam(), steps, every, batch_size, split, level)
@@ -90,7 +90,7 @@ def initialise(
     for seed in range(seeds):
         for kind, starts in _starts(zoo, initializer, split, n, seed):
             found.setdefault(kind, []).append(_trained(plan, starts, seed))
-            print(f"seed {seed}, {kind}: {_steps_in_words(_median(found[kind][-1], level), steps)}", flush=True)
+            print(f"seed {seed}, {kind}: {_steps_in_words(median(found[kind][-1], level), steps)}", flush=True)
     folder = Path(out) if out is not None else Path(samples).resolve().parent / "initialisation"
     result = {
         "origin": _origin(plan, samples, n, seeds),
@@ -101,43 +101,8 @@ def initialise(
     from wsflow.uses.figures import save_learning_curves  # matplotlib takes its time to import
 
     save_learning_curves(result, folder)
-    print(table(result))
+    print(markdown(result))
     print(f"curves in {shown(folder)}")
-
-
-def summary(curves: list[Curves], level: float) -> dict[str, Any]:
-    """What is kept of one kind of start: curves over seeds, and steps to the level (None where fewer than half arrive).
-
-    Args:
-        curves: Of every seed.
-        level: Accuracy asked for.
-    """
-    medians = [_median(one, level) for one in curves]
-    reached = fmean(float(steps_to(one, level).isfinite().double().mean()) for one in curves)
-    steps: dict[str, Any] = {"by_seed": [None if math.isinf(k) else k for k in medians], "reached": reached}
-    if not any(map(math.isinf, medians)):
-        steps |= {"mean": fmean(medians), "std": stdev(medians) if len(medians) > 1 else None}
-    names = curves[0].scores
-    by_seed = {name: torch.stack([one.scores[name].double().mean(0) for one in curves]) for name in names}
-    return {
-        "steps": list(curves[0].steps),
-        "steps_to_level": steps,
-        "curves": {name: _moments(value) for name, value in by_seed.items()},
-    }
-
-
-def table(result: Mapping[str, Any]) -> str:
-    """A Markdown table of a result: a row a kind of start."""
-    origin = result["origin"]
-    last = origin["steps"]
-    head = ["start", "accuracy at step 0", f"steps to {100 * origin['level']:g} %", f"accuracy at step {last}"]
-    lines = [head, ["---"] * len(head)]
-    for kind, values in result["kinds"].items():
-        curve, steps = values["curves"]["accuracy"], values["steps_to_level"]
-        known = f"{steps['mean']:.0f}{_plus_minus(steps['std'], 0)}" if "mean" in steps else f"more than {last}"
-        ends = [f"{curve['mean'][k]:.3f}{_plus_minus(curve['std'][k], 3)}" for k in (0, -1)]
-        lines.append([kind, ends[0], known, ends[1]])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _starts(zoo: Zoo, initializer: Initializer | None, split: str, n: int, seed: int) -> Iterator[tuple[str, Tensor]]:
@@ -166,16 +131,6 @@ def _trained(plan: Plan, starts: Tensor, seed: int) -> Curves:
     return learning_curves(plan.task, starts, plan.optimizer, plan.steps, plan.every, plan.batch_size, plan.split, seed)
 
 
-def _median(curves: Curves, level: float) -> float:
-    """The lower median over networks, infinite where fewer than half arrive."""
-    return float(steps_to(curves, level).median())
-
-
-def _moments(by_seed: Tensor) -> dict[str, list[float] | list[None]]:
-    spread = by_seed.std(0).tolist() if len(by_seed) > 1 else [None] * by_seed.shape[1]
-    return {"mean": by_seed.mean(0).tolist(), "std": spread}
-
-
 def _origin(plan: Plan, samples: str, n: int, seeds: int) -> dict[str, Any]:
     return {
         "samples": samples,
@@ -189,7 +144,3 @@ def _origin(plan: Plan, samples: str, n: int, seeds: int) -> dict[str, Any]:
 
 def _steps_in_words(steps: float, most: int) -> str:
     return f"half are there after {steps:.0f} steps" if math.isfinite(steps) else f"fewer than half after {most} steps"
-
-
-def _plus_minus(spread: float | None, digits: int) -> str:
-    return "" if spread is None else f" ± {spread:.{digits}f}"

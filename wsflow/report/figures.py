@@ -62,7 +62,10 @@ def training_curves(curves: Mapping[str, Curve], label: str, held: Mapping[str, 
     figure, axes = _plot(HEIGHT + 0.22 * rows)
     colors = mpl.color_sequences["tab10"]
     for number, (name, points) in enumerate(curves.items()):
-        style: dict[str, Any] = {"color": GENERATED if len(curves) == 1 else colors[number % len(colors)], "linewidth": 1.3}
+        style: dict[str, Any] = {
+            "color": GENERATED if len(curves) == 1 else colors[number % len(colors)],
+            "linewidth": 1.3,
+        }
         axes.plot(*_columns(points), label=name if len(curves) > 1 else "train", alpha=0.85, **style)
         other = (held or {}).get(name, [])
         if other:
@@ -145,14 +148,14 @@ def path_figure(paths: Paths) -> Figure:
     """Where samples go from the prior (t = 0) to weights (t = 1)."""
     figure, axes = _plot(3.9)
     for name, cloud, color in (("prior", paths.starts, FAINT), ("training networks", paths.train, HELDOUT)):
-        axes.scatter(cloud[:, 0], cloud[:, 1], s=7, color=color, alpha=0.45, linewidths=0, label=name, rasterized=True)
+        axes.scatter(cloud[:, 0], cloud[:, 1], s=9, color=color, alpha=0.6, linewidths=0, label=name, rasterized=True)
     for k in range(paths.states.shape[1]):
         axes.plot(*paths.states[:, k].T, color=GENERATED, linewidth=0.8, alpha=0.7)
     end = paths.states[-1]
     axes.scatter(end[:, 0], end[:, 1], s=16, color=GENERATED, linewidths=0, marker="^", label="samples at t = 1")
-    axes.set_xlabel(f"first principal component ({100 * paths.share[0]:.1f} %)")
+    axes.set_xlabel(f"first component ({100 * paths.share[0]:.1f} % of the way)")
     axes.set_ylabel(f"second ({100 * paths.share[1]:.1f} %)")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8, markerscale=1.6)
     return figure
 
 

@@ -3,8 +3,9 @@ r"""What a report measures of generated networks: all that an evaluation does no
 - *Reliability* and *scores* of the averaged prediction, and *error overlap*: :mod:`wsflow.bayes`.
 - *Distance to the nearest training network*, rms difference of predictions (:mod:`wsflow.metrics.function_space`), of
   generated and of held-out networks.  At most :data:`SEARCHED` training networks are searched, for both alike.
-- *Paths*: states :math:`x_{t_0}, \ldots, x_{t_K}` of a few samples in the flow's own coordinates, on the first two
-  principal components of training networks and prior draws taken together, so that the way from one to the other shows.
+- *Paths*: states :math:`x_{t_0}, \ldots, x_{t_K}` of a few samples in the flow's own coordinates, on the two directions
+  in which others move most, the first singular vectors of their :math:`x_1 - x_0`.  Components of the states themselves
+  would show the spread of the prior, which is wider in most directions than any way from it to trained networks.
 
 Held-out networks go through the canonical form of the flow's geometry, as generated ones do, but for latent spaces.
 """
@@ -20,25 +21,32 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 from torch import Tensor
 
+from wsflow.alignment import WeightMatching
+from wsflow.alignment.barrier import Barriers, barriers
 from wsflow.api import Flow
-from wsflow.bayes import Reliability, predictive, reliability, scores
-from wsflow.description import build
+from wsflow.bayes import Reliability, members, predictive, reliability, scores
+from wsflow.bayes.disagreement import error_overlap
+from wsflow.description import build, named
 from wsflow.fields import follow
 from wsflow.flow import Euler, Solver, StartsPrior, integrate, sample_prior
+from wsflow.geometry import Euclidean, Geometry
 from wsflow.metrics.function_space import nearest, predict
 from wsflow.report.runs import Case
 from wsflow.tasks import BaseTask, ClassificationTask
+from wsflow.weightspace import WeightSpace
 from wsflow.zoo import Zoo, ZooDataModule
 from wsflow.zoo.write import MANIFEST
 
 SEARCHED = 1000
 """Training networks among which the nearest is sought."""
 
-PATHS, CLOUD = 24, 300
-"""Samples whose paths are drawn, and networks of each cloud beside them."""
+PATHS, MOVED, CLOUD = 24, 100, 300
+"""Samples whose paths are drawn, others that say where to look, and networks of each cloud beside them."""
+
+PAIRED = 20
+"""Networks of each kind whose pairs are looked at."""
 
 Numbers = NDArray[np.float64]
 
@@ -91,12 +99,11 @@ class Library:
         return self.opened[key]
 
 
-def read_networks(case: Case, flow: Flow, library: Library, most: int) -> Networks:
+def read_networks(case: Case, library: Library, most: int) -> Networks:
     """The networks of a case.
 
     Args:
         case: The evaluation.
-        flow: That generated them.
         library: Of data modules.
         most: Generated and held-out networks that are looked at, the first ones.
 
@@ -109,7 +116,8 @@ def read_networks(case: Case, flow: Flow, library: Library, most: int) -> Networ
     data = library.data(case.manifest.get("data"))
     generated = zoo.rows(zoo.final().sort().values[:most])
     heldout, train = (data.networks(split).x1 for split in (case.split, "train"))
-    return Networks(data.task, case.split, generated, _formed(flow, heldout[:most]), train)
+    geometry = _geometry(case.manifest.get("geometry"), zoo.space)
+    return Networks(data.task, case.split, generated, _formed(geometry, heldout[:most]), train)
 
 
 def ensemble_scores(networks: Networks) -> dict[str, dict[str, float]]:
@@ -145,19 +153,50 @@ def nearest_distances(networks: Networks) -> dict[str, Numbers]:
     return {name: np.sort(value.numpy()) for name, value in distances.items()}
 
 
+def overlaps(networks: Networks) -> dict[str, Numbers]:
+    """Error overlaps of pairs of networks, by kind of pair: intersection over union of what both get wrong.
+
+    Raises:
+        MissingError: for anything but classification.
+    """
+    _needs_classes(networks.task, "an overlap of errors")
+    generated, heldout = networks.generated[:PAIRED], networks.heldout[:PAIRED]
+    inputs, targets = networks.task.data(networks.split)
+    group = members(networks.task, torch.cat([generated, heldout]))
+    wrong = [(answers.argmax(-1) != targets[columns]).cpu() for columns, answers in group.stream(inputs)]
+    matrix, first = error_overlap(torch.cat(wrong, 1)), len(generated)
+    return {
+        "two generated": _above(matrix[:first, :first]),
+        "two held-out": _above(matrix[first:, first:]),
+        "one of each": matrix[:first, first:].flatten().numpy(),
+    }
+
+
+def midpoint_barriers(networks: Networks) -> dict[str, Barriers]:
+    """Barriers between trained networks and between generated ones, as they are and matched to the first of them."""
+    found, task = {}, networks.task
+
+    def evaluate(theta: Tensor) -> Mapping[str, Tensor]:
+        return task.evaluate(theta, networks.split)
+
+    for name, theta in (("held-out", networks.heldout[:PAIRED]), ("generated", networks.generated[:PAIRED])):
+        perms = WeightMatching().align(task.space, theta, theta[0])
+        found[f"{name}, as they are"] = barriers(evaluate, theta)
+        found[f"{name}, matched to one"] = barriers(evaluate, task.space.permute(theta, perms))
+    return found
+
+
 @dataclass(frozen=True)
 class Paths:
-    """Paths of samples, and clouds, on two principal components.
+    """Paths of samples, and clouds, on two components.
 
     Args:
-        times: (K + 1,), from 0 to 1.
         states: (K + 1, n, 2).
         starts: (p, 2), draws of the prior.
         train: (m, 2), training networks.
-        share: Of the variance, that each component holds.
+        share: Of the squared distance that samples move, in each component.
     """
 
-    times: Numbers
     states: Numbers
     starts: Numbers
     train: Numbers
@@ -187,25 +226,38 @@ def paths(case: Case, flow: Flow, networks: Networks) -> Paths:
     velocity = follow(module.field, module.parametrization, module.geometry)
     known = solver if isinstance(solver, Solver) else Euler()
     end = module.parametrization.singular_end
-    last, _ = integrate(velocity, module.geometry, known, starts[:PATHS], times, None, end, keep)
+    last, _ = integrate(velocity, module.geometry, known, starts[: PATHS + MOVED], times, None, end, keep)
     states.append(module.geometry.finish(last))
     train = module.geometry.encode(networks.train[:CLOUD])
-    return _projected(torch.stack(states), starts, train, times)
+    return _projected(torch.stack(states).double(), starts.double(), train.double())
 
 
-def _projected(states: Tensor, starts: Tensor, train: Tensor, times: Tensor) -> Paths:
-    both = torch.cat([starts, train]).double().numpy()
-    components = PCA(2, svd_solver="randomized", random_state=0).fit(both)
-    flat, first, second = (components.transform(x.double().numpy()) for x in (states.flatten(0, 1), starts, train))
-    share = np.asarray(components.explained_variance_ratio_)
-    shown = np.linspace(0, 1, len(states)) if len(states) != len(times) else times.numpy()
-    return Paths(shown, flat.reshape(*states.shape[:2], 2), first, second, share)
+def _projected(states: Tensor, starts: Tensor, train: Tensor) -> Paths:
+    """The first samples' states on the directions in which the others move."""
+    moved = states[-1, PATHS:] - states[0, PATHS:]
+    size, axes = torch.linalg.svd(moved, full_matrices=False)[1:]
+    drawn, first, second = ((x @ axes[:2].T).numpy() for x in (states[:, :PATHS], starts, train))
+    return Paths(drawn, first, second, (size[:2].square() / size.square().sum()).numpy())
 
 
-def _formed(flow: Flow, theta: Tensor) -> Tensor:
-    geometry = flow.module.geometry
-    with torch.no_grad():
-        return theta if geometry.lossy else geometry.decode(geometry.encode(theta))
+def _above(matrix: Tensor) -> Numbers:
+    """The entries above the diagonal."""
+    return np.asarray(matrix[torch.ones_like(matrix).triu(1).bool()])
+
+
+def _geometry(description: Mapping[str, Any] | None, space: WeightSpace) -> Geometry:
+    """The geometry that generated networks name, Euclidean where they name none."""
+    if description is None:
+        return Euclidean(space)
+    geometry = named(description["class_path"])(space, **(description.get("init_args") or {}))
+    if not isinstance(geometry, Geometry):
+        raise MissingError(f"{description['class_path']} is no geometry")
+    return geometry
+
+
+@torch.no_grad()
+def _formed(geometry: Geometry, theta: Tensor) -> Tensor:
+    return theta if geometry.lossy else geometry.decode(geometry.encode(theta))
 
 
 def _needs_classes(task: BaseTask, what: str) -> None:

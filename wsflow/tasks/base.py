@@ -45,12 +45,14 @@ class BaseTask(ABC):
         local: Init arguments that say where data lies on this machine and not what the task is; descriptions leave
             them out.
         has_data: Whether there is data to train on; without it, networks are drawn.
+        terms: Whose the data are and under what licence, for model cards; empty where that is not known.
     """
 
     memory: int = 256 * 2**20
     statistics_points: int = 1000
     local: ClassVar[tuple[str, ...]] = ()
     has_data: bool = True
+    terms: ClassVar[str] = ""
 
     @property
     @abstractmethod

@@ -22,6 +22,8 @@ class BreastCancer(ClassificationTask):
         split_seed: Seed of the data split.
     """
 
+    terms = "Wolberg, Mangasarian, Street and Street (1995), UCI Machine Learning Repository; CC BY 4.0"
+
     def __init__(self, widths: Sequence[int] = (30, 16, 16, 2), split_seed: int = 0) -> None:
         self.widths = list(widths)
         self.split_seed = split_seed

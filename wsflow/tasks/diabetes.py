@@ -23,6 +23,8 @@ class Diabetes(RegressionTask):
         split_seed: Seed of the data split.
     """
 
+    terms = "Efron, Hastie, Johnstone and Tibshirani (2004), as shipped with scikit-learn; they state no licence"
+
     def __init__(self, widths: Sequence[int] = (10, 16, 16, 1), split_seed: int = 0) -> None:
         self.widths = list(widths)
         self.split_seed = split_seed

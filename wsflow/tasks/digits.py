@@ -22,6 +22,8 @@ class Digits(ClassificationTask):
         split_seed: Seed of the data split.
     """
 
+    terms = "Alpaydin and Kaynak (1998), UCI Machine Learning Repository; CC BY 4.0"
+
     def __init__(self, widths: Sequence[int] = (64, 32, 10), split_seed: int = 0) -> None:
         self.widths = list(widths)
         self.split_seed = split_seed

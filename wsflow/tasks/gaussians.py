@@ -23,6 +23,7 @@ class Gaussians(ClassificationTask):
     """
 
     has_data = False
+    terms = "no data: networks are random numbers"
 
     def __init__(self, widths: Sequence[int] = (30, 16, 16, 2), mean: float = 1.0, std: float = 1.0) -> None:
         self.widths = list(widths)

@@ -71,6 +71,7 @@ class FashionMNISTHead(ClassificationTask):
     """
 
     local: ClassVar[tuple[str, ...]] = ("data_dir", "download")
+    terms = "Zalando SE (Xiao et al. 2017); MIT licence"
 
     def __init__(
         self,

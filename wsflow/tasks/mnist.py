@@ -115,6 +115,7 @@ class MNIST(_Perceptron):
     """
 
     source = "MNIST"
+    terms = "Yann LeCun and Corinna Cortes hold the copyright of MNIST, made from data of NIST; CC BY-SA 3.0"
 
 
 class FashionMNIST(_Perceptron):
@@ -131,6 +132,7 @@ class FashionMNIST(_Perceptron):
     """
 
     source = "FashionMNIST"
+    terms = "Zalando SE (Xiao et al. 2017); MIT licence"
 
 
 class ConvMNIST(_Convolutional):
@@ -149,6 +151,7 @@ class ConvMNIST(_Convolutional):
     """
 
     source = "MNIST"
+    terms = "Yann LeCun and Corinna Cortes hold the copyright of MNIST, made from data of NIST; CC BY-SA 3.0"
 
 
 class ConvFashionMNIST(_Convolutional):
@@ -167,6 +170,7 @@ class ConvFashionMNIST(_Convolutional):
     """
 
     source = "FashionMNIST"
+    terms = "Zalando SE (Xiao et al. 2017); MIT licence"
 
 
 def _unpacked(dataset: Any, root: Path, download: bool) -> Path:
