@@ -46,9 +46,7 @@ def baselines(args: Sequence[str]) -> None:
     parser.add_argument("file", type=str, help="A comparison file, such as configs/baselines/*.yaml.")
     parser.add_argument("--methods", nargs="+", type=str, help="Only these, by key; all by default.")
     parser.add_argument("--seeds", nargs="+", type=int, help="Of fits; the file's own by default.")
-    parser.add_argument("--sizes", nargs="+", type=int, help="Numbers of networks; the file's own by default.")
-    listed = {"file", "methods", "seeds", "sizes"}
-    parser.add_function_arguments(commands.baselines, as_group=False, skip=listed)
+    parser.add_function_arguments(commands.baselines, as_group=False, skip={"file", "methods", "seeds"})
     commands.baselines(**parser.parse_args(list(args)).as_dict())
 
 

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -30,7 +31,7 @@ class Draws:
         theta: (n, D) weights; None where networks are given by their outputs alone.
         predict: Inputs (N, ...) to predictions (n, N, C), class probabilities or values; None where the predictions
             are those of the base network with weights ``theta``, otherwise what counts.
-        seconds: Wall-clock time of the whole fit.
+        seconds: Processor time of the whole fit, which other programs do not lengthen; all threads added up.
         gradient_evaluations: Gradients of the loss of one network on the whole train split, summed over networks; a
             mini-batch counts as its part of the split.
         notes: Further numbers by name, such as what was paid for once beforehand, or how well chains mix.
@@ -54,7 +55,12 @@ class PosteriorMethod(ABC):
     """A way to draw networks.
 
     Variants are named in YAML by ``class_path``; init arguments are kept as attributes of the same name.
+
+    Attributes:
+        one_by_one: Whether every network is made on its own, so that cost grows with their number.
     """
+
+    one_by_one: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

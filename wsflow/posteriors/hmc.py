@@ -99,14 +99,14 @@ class HMC(PosteriorMethod):
         """
         if n > self.iterations * self.chains:
             raise ValueError(f"{self.chains} chains of {self.iterations} iterations have fewer than {n} networks")
-        began, target = time.perf_counter(), Target(task, self.prior_std, self.loss_weight)
+        began, target = time.process_time(), Target(task, self.prior_std, self.loss_weight)
         start = self.recipe.train(task, self.chains, seed)
         generator = torch.Generator().manual_seed(seed)
         adaptation = (self.warmup, self.step_size, self.acceptance)
         trace = run_chains(target, start, self.iterations, self.leapfrog, adaptation, generator)
         every = torch.linspace(self.iterations * self.chains - 1, 0, n).round().long().flip(0)
         theta = trace.theta.flatten(0, 1)[every]
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         gradients = self.chains * (1 + (self.warmup + self.iterations) * self.leapfrog)
         evaluations = float(gradients + self.chains * self.recipe.epochs)
         return Draws(theta, None, seconds, evaluations, _notes(task, trace))
@@ -163,7 +163,7 @@ class DualAveraging:
         self._count += 1
         rate = 1 / (self._count + 10)
         self._error = (1 - rate) * self._error + rate * (self._wanted - accepted)
-        log_step = self._centre - self._count**0.5 / 0.05 * self._error
+        log_step: Tensor = self._centre - self._count**0.5 / 0.05 * self._error
         weight = self._count**-0.75
         self._average = weight * log_step + (1 - weight) * self._average
         return log_step.exp()

@@ -157,7 +157,7 @@ def run_chains(
         ValueError: where a chain leaves the finite numbers.
     """
     library()
-    began, chains = time.perf_counter(), min(schedule.chains, n)
+    began, chains = time.process_time(), min(schedule.chains, n)
 
     def log_posterior(theta: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return target.on_batch(theta, batch).sum() / target.count, torch.zeros(())
@@ -176,4 +176,4 @@ def run_chains(
     if not theta.isfinite().all():
         raise ValueError("a chain diverged; lower its learning rate")
     epochs = recipe.epochs + steps * schedule.batch_size / target.count
-    return Draws(theta, seconds=time.perf_counter() - began, gradient_evaluations=chains * epochs)
+    return Draws(theta, seconds=time.process_time() - began, gradient_evaluations=chains * epochs)

@@ -120,7 +120,7 @@ def _fit(
     linearised: bool,
 ) -> Draws:
     library = _library()
-    began = time.perf_counter()
+    began = time.process_time()
     centre = recipe.train(task, 1, seed)[0]
     approximation = _approximate(library, task, centre, prior_precision, kind)
     drawn = approximation.sample(n, generator=torch.Generator().manual_seed(seed)).detach()
@@ -129,7 +129,7 @@ def _fit(
     # The Gauss-Newton matrix takes a gradient of every output.
     outputs = task.space.forward(centre[None], task.probe(1)).shape[-1]
     notes = {"prior_precision": float(approximation.prior_precision)}
-    return Draws(theta, predict, time.perf_counter() - began, float(recipe.epochs + outputs), notes)
+    return Draws(theta, predict, time.process_time() - began, float(recipe.epochs + outputs), notes)
 
 
 def _approximate(library: Any, task: BaseTask, centre: Tensor, precision: float | None, kind: tuple[str, str]) -> Any:

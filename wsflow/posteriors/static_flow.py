@@ -85,7 +85,7 @@ class StaticFlow(PosteriorMethod):
             ValueError: where there are too few networks for the components.
         """
         make = self.flow or _spline_flow
-        began = time.perf_counter()
+        began = time.process_time()
         train, val = (self.data.networks(split).x1 for split in ("train", "val"))
         if self.components > len(train) / 5:
             raise ValueError(
@@ -105,7 +105,7 @@ class StaticFlow(PosteriorMethod):
             "zoo.gradient_evaluations": len(train) * trained_epochs(self.data),
             **likelihood,
         }
-        return Draws(theta, seconds=time.perf_counter() - began, notes=notes)
+        return Draws(theta, seconds=time.process_time() - began, notes=notes)
 
     def _train(self, make: FlowFactory, train: Tensor, val: Tensor) -> tuple[Any, dict[str, float]]:
         flow: Any = make(self.components)

@@ -65,12 +65,12 @@ class SWAG(PosteriorMethod):
         Raises:
             ValueError: where the averaging phase reads fewer iterates than the rank.
         """
-        began, chains = time.perf_counter(), min(self.chains, n)
+        began, chains = time.process_time(), min(self.chains, n)
         iterates = self._iterates(task, chains, seed)
         generator = torch.Generator().manual_seed(seed)
         theta = draw(iterates, -(-n // chains), self.rank, self.scale, generator)
         evaluations = float(chains * (self.recipe.epochs + self.epochs))
-        return Draws(theta[:n], seconds=time.perf_counter() - began, gradient_evaluations=evaluations)
+        return Draws(theta[:n], seconds=time.process_time() - began, gradient_evaluations=evaluations)
 
     def _iterates(self, task: BaseTask, chains: int, seed: int) -> Tensor:
         """(chains, S, D)."""

@@ -64,7 +64,7 @@ class MeanFieldVI(PosteriorMethod):
     def fit(self, task: BaseTask, n: int, seed: int) -> Draws:
         """Fit q and draw from it; a step counts as its part of an epoch, times ``samples``."""
         vi = library().vi.diag
-        began, target = time.perf_counter(), Target(task, self.prior_std, self.loss_weight)
+        began, target = time.process_time(), Target(task, self.prior_std, self.loss_weight)
 
         def log_posterior(theta: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             return target.on_batch(theta[None], batch)[0] / target.count, torch.zeros(())
@@ -84,7 +84,7 @@ class MeanFieldVI(PosteriorMethod):
                 state, _ = transform.update(state, next(batches), inplace=False)
             theta = vi.sample(state, torch.Size([n])).detach()
         evaluations = self.recipe.epochs + float(self.epochs * self.samples)
-        return Draws(theta, seconds=time.perf_counter() - began, gradient_evaluations=evaluations)
+        return Draws(theta, seconds=time.process_time() - began, gradient_evaluations=evaluations)
 
     def _steps(self, target: Target) -> int:
         return steps_per_epoch(target.task, self.batch_size) * self.epochs
