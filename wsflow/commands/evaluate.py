@@ -106,8 +106,8 @@ def evaluate(
     if ckpt_path is not None:
         networks = _generated(ckpt_path, n, seed, Sampler(solver, steps, noise), starts)
     else:
-        networks = _stored(Path(samples or ""), n)
-    data = _data(networks, zoo, split_seed, fractions)
+        networks = stored_networks(Path(samples or ""), n)
+    data = data_module(networks, zoo, split_seed, fractions)
     report = _report(networks, data, split, baselines, seed)
     file = Path(out) if out is not None else networks.folder / "report.json"
     pictures = Path(figures) if figures is not None else file.parent / "figures"
@@ -137,7 +137,8 @@ def _generated(ckpt_path: str, n: int, seed: int, sampler: Sampler, starts: str 
     return Networks(theta, flow.weight_space, flow.module.geometry, flow.data, seconds, device, folder)
 
 
-def _stored(path: Path, n: int) -> Networks:
+def stored_networks(path: Path, n: int) -> Networks:
+    """The first n generated networks of a folder, or final snapshots of a zoo."""
     zoo = Zoo.open(path)
     manifest = zoo.manifest
     geometry = rebuild_geometry(manifest.get("geometry"), zoo.space)
@@ -160,10 +161,14 @@ def rebuild_geometry(description: Mapping[str, Any] | None, space: WeightSpace) 
     return kind(space, **(description.get("init_args") or {}))
 
 
-def _data(
+def data_module(
     networks: Networks, zoo: str | None, split_seed: int | None, fractions: Sequence[float] | None
 ) -> ZooDataModule:
-    """The data module of training, or a plain one on the given zoo; its collector is the one that made the zoo."""
+    """The data module of training, or a plain one on the given zoo; its collector is the one that made the zoo.
+
+    Raises:
+        ValueError: where nothing says which zoo it is, or it is of another weight space.
+    """
     if networks.data is not None:
         data = build(networks.data)
         if not isinstance(data, ZooDataModule):
