@@ -176,6 +176,7 @@ def diverging(
         most: How many groups of vectors to take; all by default.
     """
 
+    @torch.no_grad()  # torch.func differentiates all the same
     def rates(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         def projected(y: Tensor) -> Tensor:
             v = velocity(geometry.project(y), t)
@@ -186,7 +187,7 @@ def diverging(
         with sdpa_kernel(SDPBackend.MATH):
             v, pull = torch.func.vjp(projected, x)[:2]
             products = [_products(pull, geometry, x, part) for part in islice(directions(), most)]
-        return v.detach(), -trace.gathered(torch.cat(products).T)
+        return v, -trace.gathered(torch.cat(products).T)
 
     return rates
 
