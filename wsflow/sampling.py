@@ -59,7 +59,7 @@ class Generation:
             return torch.empty(0, self.geometry.space.dim, device=self.device)
         if batch_size is None:
             batch_size = self.plan(numbers.tolist(), limit_bytes(memory, self.device)).networks
-        with _evaluating(self.field):
+        with evaluating(self.field):
             return torch.cat([self._solve(part.tolist(), self.sampler) for part in torch.split(numbers, batch_size)])
 
     def plan(self, indices: list[int], limit: int) -> BatchPlan:
@@ -69,7 +69,7 @@ class Generation:
             ValueError: where one network takes more than the limit.
         """
         short = self.sampler.trial(TRIAL_STEPS)
-        with _evaluating(self.field):
+        with evaluating(self.field):
             return plan_batch(lambda n: self._solve(indices[:n], short), len(indices), limit, self.device)
 
     def _solve(self, indices: list[int], sampler: Sampler) -> Tensor:
@@ -95,7 +95,7 @@ def check_batch(batch_size: int | None, memory: str | None) -> None:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while."""
     training = module.training
     module.eval()
