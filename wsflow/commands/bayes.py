@@ -130,10 +130,15 @@ def _sets(stored: Mapping[str, Networks], data: ZooDataModule, heldout: str | No
         sets[name] = networks.theta
     if heldout is not None:
         sets[HELDOUT] = data.zoo.rows(data.rows(heldout, final_only=True)[:n])
-        train = data.zoo.rows(data.rows("train", final_only=True))
-        best = int(data.task.evaluate(train, "val")["loss"].argmin())
-        sets[BEST] = train[best : best + 1]
+        sets[BEST] = _best(data)
     return sets
+
+
+def _best(data: ZooDataModule) -> Tensor:
+    """The training run (1, D) whose loss on validation data is least, as recorded when it was trained, if it was."""
+    rows, known = data.rows("train", final_only=True), data.zoo.metrics.get("val.loss")
+    loss = known[rows] if known is not None else data.task.evaluate(data.zoo.rows(rows), "val")["loss"]
+    return data.zoo.rows(rows[loss.argmin().cpu()][None])
 
 
 def _judge(
