@@ -67,6 +67,12 @@ def test_test_data_are_touched_when_asked_for_alone(bayes, monkeypatch):
     assert touched == {"val", "test"}
 
 
+def test_temperatures_are_fitted_on_validation_data(bayes, samples, error_of):
+    scores = bayes("--calibrate", "--split=test", "--sizes=6")["networks"]["run"]["sizes"]["6"]["mean"]
+    assert {"nll.calibrated", "ece.calibrated", "brier.calibrated"} < set(scores)
+    assert "need another split" in error_of(["bayes", "--samples", str(samples), "--calibrate"])
+
+
 def test_a_zoo_and_another_task_as_outliers(bayes, zoos):
     outliers = ["--ood", "BreastCancer", "--ood.split_seed=1"]
     found = bayes("--sizes=2", "--n=10", *outliers, more=[str(zoos / "breast_cancer")])

@@ -1,5 +1,6 @@
 """What generated networks are for: predictions averaged over many of them, and how far to trust these."""
 
+from wsflow.bayes.calibration import inverse_temperature, tempered
 from wsflow.bayes.disagreement import Disagreement, disagreement, error_overlap, jensen_shannon
 from wsflow.bayes.ensembles import SIZES, SizeScores, by_size
 from wsflow.bayes.importance import (
@@ -62,6 +63,7 @@ __all__ = [
     "error_overlap",
     "gaussian_log_prior",
     "importance_weights",
+    "inverse_temperature",
     "jensen_shannon",
     "log_likelihood",
     "members",
@@ -73,4 +75,5 @@ __all__ = [
     "rmse",
     "scores",
     "subsets",
+    "tempered",
 ]

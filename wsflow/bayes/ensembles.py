@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wsflow.bayes.calibration import inverse_temperature, tempered
 from wsflow.bayes.members import Source, members
 from wsflow.bayes.mixing import mixing, subsets
 from wsflow.bayes.outliers import OutlierSource, auroc, epistemic
-from wsflow.bayes.predictive import predictive
-from wsflow.bayes.scores import scores
+from wsflow.bayes.predictive import Predictive, predictive
+from wsflow.bayes.scores import brier, ece, nll, scores
 from wsflow.tasks import BaseTask
 
 SIZES = (1, 5, 10, 50)
@@ -56,6 +57,7 @@ def by_size(
     log_weights: Tensor | None = None,
     most: int = MOST,
     seed: int = 0,
+    calibrate: bool = False,
 ) -> dict[int, SizeScores]:
     """Score ensembles of several sizes.
 
@@ -69,13 +71,18 @@ def by_size(
         log_weights: (n,), log importance weights, normalised anew in each ensemble; equal weights by default.
         most: Ensembles of one size at most.
         seed: Of the draw of ensembles and of outliers.
+        calibrate: Whether ``nll.calibrated``, ``brier.calibrated`` and ``ece.calibrated`` are added: those of each
+            average with one temperature of its own, fitted on validation data.
 
     Returns:
         Scores by size, as :func:`wsflow.bayes.scores` names them.
 
     Raises:
-        ValueError: where no size is possible, and as :func:`wsflow.bayes.predictive` does.
+        ValueError: where no size is possible, for calibration on the data that are judged, and as
+            :func:`wsflow.bayes.predictive` does.
     """
+    if calibrate and split == "val":
+        raise ValueError("temperatures are fitted on validation data; calibrated scores need another split")
     group = members(task, source)
     possible = [size for size in dict.fromkeys(sizes) if 1 <= size <= group.count]
     if not possible:
@@ -84,6 +91,8 @@ def by_size(
     weights = torch.cat([mixing(group.count, one.index, log_weights) for one in chosen])
     inside = predictive(task, group, split, weights=weights)
     found = scores(inside)
+    if calibrate:
+        found |= _calibrated(inside, predictive(task, group, "val", weights=weights))
     if outliers is not None:
         foreign = outliers.inputs(task, split, torch.Generator().manual_seed(seed))
         outside = predictive(task, group, inputs=foreign, weights=weights)
@@ -93,6 +102,11 @@ def by_size(
         size: _summary(size, one.disjoint, {name: value[row] for name, value in found.items()})
         for size, one, row in zip(possible, chosen, rows, strict=True)
     }
+
+
+def _calibrated(inside: Predictive, validation: Predictive) -> dict[str, Tensor]:
+    better = tempered(inside, inverse_temperature(validation))
+    return {"nll.calibrated": nll(better), "brier.calibrated": brier(better), "ece.calibrated": ece(better)}
 
 
 def _summary(size: int, disjoint: bool, each: dict[str, Tensor]) -> SizeScores:

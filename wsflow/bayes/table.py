@@ -15,8 +15,10 @@ COLUMNS = {
     "accuracy": "accuracy",
     "rmse": "RMSE",
     "nll": "NLL",
+    "nll.calibrated": "NLL\ncalibrated",
     "brier": "Brier",
     "ece": "ECE",
+    "ece.calibrated": "ECE\ncalibrated",
     "aurc": "AURC",
     "mutual_information": "mutual\ninformation",
     "epistemic_std": "epistemic\nstd",
@@ -27,7 +29,7 @@ COLUMNS = {
 
 PAIRS = {"diversity": "diversity", "error_overlap": "error\noverlap"}
 
-DIGITS = {"nll": 4, "aurc": 4, "mutual_information": 4}
+DIGITS = {"nll": 4, "nll.calibrated": 4, "aurc": 4, "mutual_information": 4}
 """Those shown with more than three digits."""
 
 

@@ -62,6 +62,7 @@ def bayes(
     sizes: str = "1,5,10,50",
     ood: OutlierSource | BaseTask | None = None,
     importance: float | None = None,
+    calibrate: bool = False,
     n: int = 400,
     seed: int = 0,
     out: str | None = None,
@@ -79,6 +80,7 @@ def bayes(
             FashionMNIST.
         importance: Also weigh generated networks by p(D_train | theta)^T p0(theta) / q(theta) with this T, as samples
             of the posterior tempered by it; for flows on Euclidean with a Gaussian prior.
+        calibrate: Also score each average with a temperature of its own, fitted on validation data; with test data.
         n: Networks of each set at most, the first ones.
         seed: Of the draw of ensembles and of noise.
         out: JSON file to write; ``bayes.json`` beside the first samples by default.
@@ -101,7 +103,7 @@ def bayes(
             sets[name] = stored[_label(path, samples)].theta
             weights[name] = posterior_weights(path, sets[name], data.task, importance, seed)
     judged = {
-        name: _judge(data.task, theta, split, numbers, outliers, weights.get(name), seed)
+        name: _judge(data.task, theta, split, numbers, outliers, weights.get(name), seed, calibrate)
         for name, theta in sets.items()
     }
     pairs = {name: one.pairs for name, one in judged.items() if one.pairs}
@@ -149,10 +151,11 @@ def _judge(
     outliers: OutlierSource | None,
     weights: ImportanceWeights | None,
     seed: int,
+    calibrate: bool,
 ) -> Judged:
     possible = [size for size in sizes if size <= len(theta)] or [1]
     logs = None if weights is None else weights.log_weights
-    found = by_size(task, theta, split, possible, outliers, logs, seed=seed)
+    found = by_size(task, theta, split, possible, outliers, logs, seed=seed, calibrate=calibrate)
     pairs = disagreement(task, theta[:PAIRS], split).summary() if len(theta) > 1 and weights is None else {}
     diagram = _diagram(task, theta, split, max(possible), logs) if isinstance(task, ClassificationTask) else None
     return Judged(theta, weights, found, pairs, diagram)

@@ -18,12 +18,17 @@ APPENDED = re.compile(r"^--aligner(=(?!\[).*)?$")
 
 def predict(args: Sequence[str]) -> None:
     """Generate networks from a checkpoint."""
-    call(commands.predict, "predict", args)
+    call(commands.predict, "predict", args, several=["condition"])
 
 
 def evaluate(args: Sequence[str]) -> None:
     """Compare generated networks with held-out runs and baselines."""
     call(commands.evaluate, "evaluate", args)
+
+
+def likelihood(args: Sequence[str]) -> None:
+    """Log-densities of networks under a trained flow."""
+    call(commands.likelihood, "likelihood", args)
 
 
 def transfer(args: Sequence[str]) -> None:
@@ -36,7 +41,7 @@ def bayes(args: Sequence[str]) -> None:
     parser = ArgumentParser(prog="wsflow bayes", description=bayes.__doc__ or "", exit_on_error=False)
     parser.add_argument("--samples", nargs="+", type=str, required=True, help="Folders of generated networks, or zoos.")
     parser.add_function_arguments(commands.bayes, as_group=False, skip={"samples"})
-    given = ["--heldout=true" if arg == "--heldout" else arg for arg in args]
+    given = [f"{arg}=true" if arg in ("--heldout", "--calibrate") else arg for arg in args]
     commands.bayes(**parser.instantiate_classes(parser.parse_args(given)).as_dict())
 
 
@@ -121,10 +126,19 @@ def zoo(args: Sequence[str]) -> None:
     getattr(zoo_commands, config.command)(**config[config.command].as_dict())
 
 
-def call(function: Callable[..., None], name: str, args: Sequence[str]) -> None:
-    """Call a function with arguments parsed by its signature; what is False by default can be given as a switch."""
+def call(function: Callable[..., None], name: str, args: Sequence[str], several: Sequence[str] = ()) -> None:
+    """Call a function with arguments parsed by its signature; what is False by default can be given as a switch.
+
+    Args:
+        function: The function.
+        name: Of the command.
+        args: What follows it.
+        several: Arguments that take words, as many as are given.
+    """
     parser = ArgumentParser(prog=f"wsflow {name}", description=summary(function), exit_on_error=False)
-    parser.add_function_arguments(function, as_group=False, sub_configs=True)
+    for word in several:
+        parser.add_argument(f"--{word}", nargs="+", type=str, help="See the command's documentation.")
+    parser.add_function_arguments(function, as_group=False, sub_configs=True, skip=set(several))
     switches = {f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.default is False}
     given = [f"{arg}=true" if arg in switches else arg for arg in args]
     function(**parser.instantiate_classes(parser.parse_args(given)).as_dict())
