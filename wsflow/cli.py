@@ -234,6 +234,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "transfer": (parsers.transfer, parsers.transfer.__doc__ or ""),
     "baselines": (parsers.baselines, parsers.baselines.__doc__ or ""),
     "bayes": (parsers.bayes, parsers.bayes.__doc__ or ""),
+    "likelihood": (parsers.likelihood, parsers.likelihood.__doc__ or ""),
     "initialise": (parsers.initialise, parsers.initialise.__doc__ or ""),
     "report": (parsers.report, parsers.report.__doc__ or ""),
     "barrier": (parsers.barrier, parsers.barrier.__doc__ or ""),

@@ -10,6 +10,7 @@ from wsflow.commands.export import export
 from wsflow.commands.import_ import import_
 from wsflow.commands.initialise import initialise
 from wsflow.commands.launch import launched, process_settings, restarted
+from wsflow.commands.likelihood import likelihood
 from wsflow.commands.predict import predict
 from wsflow.commands.report import report
 from wsflow.commands.table import table
@@ -26,6 +27,7 @@ __all__ = [
     "import_",
     "initialise",
     "launched",
+    "likelihood",
     "predict",
     "process_settings",
     "report",

@@ -15,7 +15,7 @@ from wsflow.checkpoint import fingerprints
 from wsflow.commands.launch import launched
 from wsflow.commands.run import record_timing, run_folder, shown
 from wsflow.description import plain
-from wsflow.flow import Guidance, Prior, Sampler, Solver, StartsPrior
+from wsflow.flow import Guidance, Noise, Prior, Sampler, Solver, StartsPrior, TimeGrid
 from wsflow.memory import limit_bytes
 from wsflow.module import FlowMatchingModule
 from wsflow.sampling import check_batch
@@ -29,8 +29,9 @@ def predict(
     seed: int = 0,
     steps: int = 16,
     solver: Solver | None = None,
-    noise: float = 0.0,
+    noise: float | Noise = 0.0,
     power: float = 1.0,
+    grid: TimeGrid | None = None,
     guidance: Guidance | None = None,
     starts: str | None = None,
     batch_size: int | None = None,
@@ -48,9 +49,11 @@ def predict(
         out: Folder to make; ``samples`` in the run's folder by default.
         seed: Network i depends on (seed, i) alone, not on batches or processes.
         steps: Solver steps.
-        solver: Euler by default; Heun and RK4 evaluate the field 2 and 4 times a step.
-        noise: Standard deviation of noise added before every step.
+        solver: Euler by default; Heun and RK4 evaluate the field 2 and 4 times a step, DormandPrince as often as its
+            tolerances need.
+        noise: Standard deviation of noise added before every step; or a class, AddedNoise or Churn.
         power: Step k of K ends at the time (k / K)^power; above 1 for smaller steps at early times.
+        grid: The times of the steps as a class, such as CosineGrid; instead of power.
         guidance: What is added to the velocity to lower an objective of the weights; a class, or a file such as
             configs/guidance/task_loss.yaml.  An objective without a task of its own gets the flow's.
         starts: A zoo whose runs' initial weights the flow starts from, for flows whose prior is StartsPrior; runs that
@@ -74,7 +77,7 @@ def predict(
     share = parse_share(shard) if shard else array_share()
     flow, begin = load(ckpt_path), time.perf_counter()
     module = flow.module
-    module.sampler, module.sample_seed = Sampler(solver, steps, noise, power, guidance), seed
+    module.sampler, module.sample_seed = Sampler(solver, steps, noise, power, guidance, grid), seed
     module.prior = sampling_prior(flow, starts)
     if guidance is not None:
         guidance.attach(flow.task)
@@ -86,9 +89,10 @@ def predict(
             "seed": seed,
             "steps": steps,
             "solver": plain(module.sampler.solver),
-            "noise": noise,
+            "noise": plain(noise),
             "power": power,
             **({"guidance": plain(guidance)} if guidance is not None else {}),
+            **({"grid": plain(grid)} if grid is not None else {}),
         },
         "geometry": module.hparams.get("geometry"),
         "data": flow.data,
@@ -123,7 +127,11 @@ def predict(
         print(f"part {shown_share(share)} of {n} generated networks in {folder}; other parts are missing")
         return
     record_timing(run, predict=time.perf_counter() - begin)
-    print(f"{n} generated networks in {folder}; next: wsflow evaluate --samples {shown(folder)}")
+    spent = module.sampler.evaluations
+    print(
+        f"{n} generated networks in {folder} ({spent} evaluations of the field); "
+        f"next: wsflow evaluate --samples {shown(folder)}"
+    )
 
 
 def planned(module: FlowMatchingModule, trainer: Trainer, indices: Sequence[int], memory: str | None) -> int:
