@@ -17,6 +17,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from wsflow.fields import Request
 from wsflow.flow import Likelihood, LogDensity, Prior, Sampler, Trace
 from wsflow.likelihood import Densities
 from wsflow.module import FlowMatchingModule
@@ -65,6 +66,7 @@ class Flow:
         with_log_prob: Literal[False] = False,
         trace: Trace | None = None,
         delta: float = 0.01,
+        request: Request | None = None,
     ) -> Tensor: ...
 
     @overload
@@ -81,6 +83,7 @@ class Flow:
         with_log_prob: Literal[True],
         trace: Trace | None = None,
         delta: float = 0.01,
+        request: Request | None = None,
     ) -> tuple[Tensor, LogDensity]: ...
 
     def sample(
@@ -95,6 +98,7 @@ class Flow:
         with_log_prob: bool = False,
         trace: Trace | None = None,
         delta: float = 0.01,
+        request: Request | None = None,
     ) -> Tensor | tuple[Tensor, LogDensity]:
         """Generated networks, (n, D); the i-th depends on (seed, first + i) alone.
 
@@ -111,6 +115,7 @@ class Flow:
                 by default, and by fields that predict endpoints up to 1 - delta.
             trace: How divergences are found for them; 25 Rademacher probes by default.
             delta: What is left out before t = 1 for fields that predict endpoints.
+            request: What a flow with labels is asked for; nothing by default.
 
         Raises:
             NoDensityError: where densities are asked for and there are none; the message says why.
@@ -123,7 +128,7 @@ class Flow:
         if with_log_prob:
             densities = self._densities(Likelihood(trace, sampler, delta), seed, prior)
             return densities.sample(range(first, first + n), batch_size, memory)
-        return self.module.sample(range(first, first + n), seed, sampler, batch_size, prior, memory)
+        return self.module.sample(range(first, first + n), seed, sampler, batch_size, prior, memory, request)
 
     def log_prob(
         self,

@@ -181,6 +181,7 @@ class WsflowCLI(LightningCLI):
 def add_links(parser: LightningArgumentParser) -> None:
     """Link arguments that follow from others."""
     parser.link_arguments("data.space_description", "model.space", apply_on="instantiate")
+    parser.link_arguments("data.label_description", "model.labels", apply_on="instantiate")
     parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
     parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 

@@ -27,13 +27,15 @@ class Densities:
         likelihood: How densities are computed; its sampler is the one that counts.
 
     Raises:
-        NoDensityError: for a self-conditioned field.
+        NoDensityError: for a self-conditioned field, and a flow with labels.
     """
 
     generation: Generation
     likelihood: Likelihood
 
     def __post_init__(self) -> None:
+        if self.generation.conditioning is not None:
+            raise NoDensityError("densities of flows that are told labels are not computed; train one without labels")
         if isinstance(self.generation.field, SelfConditioned):
             raise NoDensityError(
                 "samples of a self-conditioned field follow no one vector field, since its velocity depends on the "

@@ -41,13 +41,17 @@ from torch.optim.lr_scheduler import LRScheduler
 from wsflow.checkpoint import describe_hyperparameters, fingerprints, refuse_other_space, refuse_undescribed
 from wsflow.description import DescriptionError, plain
 from wsflow.fields import (
+    Conditioning,
     Endpoint,
     Parametrization,
     RelationalTransformer,
+    Request,
     SelfConditioned,
     VectorField,
     Velocity,
+    conditional,
     predict,
+    tell,
 )
 from wsflow.flow import (
     BetaTime,
@@ -62,11 +66,10 @@ from wsflow.flow import (
     SnapshotPath,
     StartsPrior,
     TimeLaw,
-    size_mismatch,
 )
 from wsflow.geometry import UNALIGNED, Euclidean, Geometry, PrincipalComponents
 from wsflow.losses import FunctionalTerm, Weighting
-from wsflow.sampling import Generation
+from wsflow.sampling import Generation, compare_with_prior
 from wsflow.schedule import WarmupCosine
 from wsflow.weightspace import WeightSpace, ZooBatch
 from wsflow.weightspace.randomness import RowGenerator, common
@@ -96,6 +99,8 @@ class FlowMatchingModule(LightningModule):
         scheduler: Makes the learning rate schedule from the optimizer and the number of training steps.
         validation_draws: Times that each validation network is drawn for the validation loss.
         seed: Of all draws in training and validation.
+        labels: What the flow is told of each network (:class:`wsflow.fields.Conditioning`); nothing by default.
+        label_dropout: Probability that training leaves the labels of a network out.
 
     Raises:
         ValueError: for a space that cannot be built, fewer than one validation draw, or parts that do not go together.
@@ -120,6 +125,8 @@ class FlowMatchingModule(LightningModule):
         scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
         validation_draws: int = 4,
         seed: int = 0,
+        labels: list[dict[str, Any]] | None = None,
+        label_dropout: float = 0.1,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -129,7 +136,9 @@ class FlowMatchingModule(LightningModule):
         self.space = WeightSpace.from_description(space)
         # Defaults are None, not classes: a class given in a config would inherit arguments of the default class.
         self.geometry = (geometry or Euclidean)(self.space)
-        self.field = (field or RelationalTransformer)(self.space, self.geometry.dim - self.space.dim)
+        self.conditioning = Conditioning(labels, label_dropout) if labels else None
+        extra = self.geometry.dim - self.space.dim
+        self.field = conditional(field or RelationalTransformer, self.space, extra, self.conditioning)
         self.field.place(self.geometry)
         self.prior = prior or GaussianPrior()
         self.coupling = coupling or IndependentCoupling()
@@ -144,26 +153,28 @@ class FlowMatchingModule(LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.validation_draws, self.seed = validation_draws, seed
         self.sampler, self.sample_seed = Sampler(), 0  # of predict_step; how to sample is no part of a checkpoint
+        self.request: Request | None = None
         self._loader_state: Any = None
         self.register_buffer("calibrated", torch.tensor(False))
 
     def draw(self, batch: ZooBatch, generator: torch.Generator) -> PathSample:
         """States between the prior and the networks of a batch, with times and velocities."""
         x0 = send(self.prior.sample(len(batch.x1), self.geometry, generator), batch.x1)
-        x0, x1 = self.coupling(batch, x0, self.geometry, generator)
+        label = batch.label if self.conditioning is None else self.conditioning.normalise(batch.label)
+        x0, x1 = self.coupling(batch._replace(label=label), x0, self.geometry, generator)
         t = send(self.time.sample(len(x1), generator), x1)
         return self.path.along(batch, x0, x1, t, self.geometry, generator)
 
     def loss(self, batch: ZooBatch, generator: torch.Generator) -> Tensor:
         """Flow matching loss of each network of a batch, (B,), per coordinate."""
         sample = self.draw(batch, generator)
-        return self._flow_loss(sample, self._predict(sample, batch.label))
+        return self._flow_loss(sample, self._predict(sample, tell(self.conditioning, batch.label)))
 
     def training_loss(self, batch: ZooBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean that training minimises, and its parts without gradient, by name; ``flow_loss`` is one of them."""
         sample = self.draw(batch, generator)
         estimate = isinstance(self.field, SelfConditioned) and self.field.draws_estimate(common(generator))
-        output = self._predict(sample, batch.label, estimate)
+        output = self._predict(sample, tell(self.conditioning, batch.label, generator), estimate)
         loss = self._flow_loss(sample, output).mean()
         parts = {"flow_loss": loss.detach()}
         if self.weighting is not None:
@@ -190,6 +201,7 @@ class FlowMatchingModule(LightningModule):
         batch_size: int | None = None,
         prior: Prior | None = None,
         memory: str | None = None,
+        request: Request | None = None,
     ) -> Tensor:
         """Generated networks; each depends on (seed, its index) alone.
 
@@ -200,21 +212,24 @@ class FlowMatchingModule(LightningModule):
             batch_size: Networks solved at once; as many as the memory limit allows by default.
             prior: Where samples start; the module's own by default.
             memory: The limit, such as ``2GiB``; half of the device's free memory by default.
+            request: What a flow with labels is asked for; nothing by default.
 
         Returns:
-            (n, D), decoded weights on the module's device.
-
-        Raises:
-            ValueError: as :class:`wsflow.sampling.Generation` does.
+            (n, D), decoded weights on the module's device; :class:`wsflow.sampling.Generation` says what is refused.
         """
-        return self.generation(seed, sampler, prior)(indices, batch_size, memory)
+        return self.generation(seed, sampler, prior, request)(indices, batch_size, memory)
 
-    def generation(self, seed: int = 0, sampler: Sampler | None = None, prior: Prior | None = None) -> Generation:
+    def generation(
+        self,
+        seed: int = 0,
+        sampler: Sampler | None = None,
+        prior: Prior | None = None,
+        request: Request | None = None,
+    ) -> Generation:
         """How :meth:`sample` generates networks, and how many fit into memory at once."""
         settings = (sampler or Sampler()).for_flow(self.prior, self.coupling, self.path, self.geometry)
-        return Generation(
-            self.field, self.parametrization, self.geometry, prior or self.prior, settings, seed, self.device
-        )
+        parts = (self.field, self.parametrization, self.geometry, prior or self.prior, settings)
+        return Generation(*parts, seed, self.device, self.conditioning, request)
 
     @torch.no_grad()
     def calibrate(self, batch: ZooBatch, task: Any = None) -> None:
@@ -227,6 +242,8 @@ class FlowMatchingModule(LightningModule):
             task: The base task, for weightings that need it.
         """
         generator = self._generator(CALIBRATION)
+        if self.conditioning is not None and not self.conditioning.fitted and batch.label is not None:
+            self.conditioning.fit(batch.label)
         # In small parts: a coupling may cost the square of its batch.
         cuts = [slice(i, i + CALIBRATION_BATCH) for i in range(0, len(batch.x1), CALIBRATION_BATCH)]
         parts = [self.draw(batch.rows(cut), generator) for cut in cuts]
@@ -235,7 +252,7 @@ class FlowMatchingModule(LightningModule):
         self.field.calibrate(states, targets)
         self.calibrated.fill_(True)
         x0, x1 = (torch.cat(ends) for ends in zip(*((part.x0, part.x1) for part in parts), strict=True))
-        self._compare_with_prior(x0, generator)
+        compare_with_prior(self.prior, self.coupling, self.geometry, x0, generator)
         if self.weighting is not None:
             self.loss_weight.copy_(self.weighting(self.geometry, x0, x1, task, generator))
 
@@ -244,6 +261,8 @@ class FlowMatchingModule(LightningModule):
         data = getattr(self._trainer, "datamodule", None)
         if stage == TrainerFn.FITTING:
             self.field.attach(getattr(data, "task", None))
+            if self.conditioning is not None and hasattr(data, "told"):
+                self.conditioning.fit(data.told("train"))
             if self.functional is not None:
                 self.functional.attach(getattr(data, "task", None))
         if isinstance(self.prior, StartsPrior) and self.prior.starts is None and data is not None:
@@ -290,7 +309,8 @@ class FlowMatchingModule(LightningModule):
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Networks (n, D) of sample indices ``batch`` (n,); ``self.sampler`` and ``self.sample_seed`` say how."""
-        return self.sample(batch.tolist(), self.sample_seed, self.sampler, batch_size=max(1, len(batch)))
+        size = max(1, len(batch))
+        return self.sample(batch.tolist(), self.sample_seed, self.sampler, size, request=self.request)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and its schedule over the steps of the whole training."""
@@ -353,16 +373,6 @@ class FlowMatchingModule(LightningModule):
         generator = self._row_generator(loader, batch, batch_idx, VALIDATION)
         loss = torch.stack([self.loss(batch, generator) for _ in range(self.validation_draws)]).mean()
         self.log(name, loss, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(batch.x1))
-
-    def _compare_with_prior(self, x0: Tensor, generator: torch.Generator) -> None:
-        found = size_mismatch(self.geometry, x0, self.prior.sample(len(x0), self.geometry, generator).to(x0))
-        if found is not None:
-            rank_zero_warn(
-                f"training starts where sampling does not: {type(self.coupling).__name__} gives starts whose "
-                f"{found[0]} is {found[1]:.2f} times the size of what {type(self.prior).__name__} draws; "
-                "give the prior the law of the zoo's initial weights",
-                category=UserWarning,
-            )
 
     def _row_generator(self, loader: Any, batch: ZooBatch, batch_idx: int, *purpose: int) -> RowGenerator:
         """A stream for each network of a batch; loaders that do not say where it stands are taken to give equal parts.

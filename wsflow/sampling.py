@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from wsflow.fields import Parametrization, VectorField, follow
-from wsflow.flow import Prior, Sampler, sample_generators, sample_prior
+from wsflow.fields import Conditioning, Parametrization, Request, VectorField, follow_request
+from wsflow.flow import Coupling, Prior, Sampler, sample_generators, sample_prior, size_mismatch
 from wsflow.geometry import Geometry
 from wsflow.memory import BatchPlan, limit_bytes, plan_batch
 
@@ -30,6 +31,8 @@ class Generation:
         sampler: How the flow is solved.
         seed: Not negative.
         device: Where the field is.
+        conditioning: The labels of a flow that has some.
+        request: What it is asked for.
     """
 
     field: VectorField
@@ -39,6 +42,8 @@ class Generation:
     sampler: Sampler
     seed: int
     device: torch.device
+    conditioning: Conditioning | None = None
+    request: Request | None = None
 
     @torch.no_grad()
     def __call__(self, indices: Iterable[int], batch_size: int | None = None, memory: str | None = None) -> Tensor:
@@ -75,7 +80,8 @@ class Generation:
     def _solve(self, indices: list[int], sampler: Sampler) -> Tensor:
         x0 = sample_prior(self.prior, self.geometry, self.seed, indices).to(self.device)
         generators = sample_generators(self.seed, indices)
-        velocity = follow(self.field, self.parametrization, self.geometry)
+        parts = (self.field, self.parametrization, self.geometry, self.conditioning, self.request)
+        velocity = follow_request(*parts, indices)
         x = sampler(velocity, self.geometry, x0, generators, self.parametrization.singular_end)
         theta = self.geometry.decode(x)
         finite = theta.isfinite().all(1)
@@ -92,6 +98,20 @@ def check_batch(batch_size: int | None, memory: str | None) -> None:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if batch_size is not None and memory is not None:
         raise ValueError(f"batch_size {batch_size} and the memory limit {memory} exclude each other; give one of them")
+
+
+def compare_with_prior(
+    prior: Prior, coupling: Coupling, geometry: Geometry, x0: Tensor, generator: torch.Generator
+) -> None:
+    """Warn where the starts ``x0`` (B, dim) of training's pairs are of another size than those of sampling."""
+    found = size_mismatch(geometry, x0, prior.sample(len(x0), geometry, generator).to(x0))
+    if found is not None:
+        rank_zero_warn(
+            f"training starts where sampling does not: {type(coupling).__name__} gives starts whose "
+            f"{found[0]} is {found[1]:.2f} times the size of what {type(prior).__name__} draws; "
+            "give the prior the law of the zoo's initial weights",
+            category=UserWarning,
+        )
 
 
 @contextmanager

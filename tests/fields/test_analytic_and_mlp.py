@@ -91,7 +91,7 @@ def test_mlp_is_tied_to_its_space(space: WeightSpace):
 
 def test_mlp_labels(space: WeightSpace):
     x, t = torch.randn(1, space.dim).expand(2, -1), torch.zeros(2)
-    field = noisy(MLPField(space, width=8, condition_dim=1))
+    field = noisy(MLPField(space, width=8, condition=1))
     one, other = field(x, t, torch.tensor([[0.0], [1.0]]))
     assert not torch.allclose(one, other)
     with pytest.raises(ValueError, match="needs a label"):

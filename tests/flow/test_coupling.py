@@ -18,8 +18,8 @@ from wsflow.flow import (
     OptimalTransportCoupling,
     TrajectoryCoupling,
 )
-from wsflow.flow.coupling import assign
-from wsflow.geometry import Geometry
+from wsflow.flow.coupling import assign, label_groups
+from wsflow.geometry import Euclidean, Geometry
 from wsflow.weightspace import WeightSpace, ZooBatch
 from wsflow.weightspace.symmetry import random_permutations
 
@@ -129,9 +129,37 @@ def test_batches_of_other_sizes_are_refused(name: str, batch: ZooBatch, x0: Tens
 
 
 @pytest.mark.parametrize("name", OPTIMAL)
-def test_labels_are_refused(name: str, batch: ZooBatch, x0: Tensor, geometry: Geometry):
-    with pytest.raises(ValueError, match="biases a conditional flow"):
-        COUPLINGS[name](batch._replace(label=torch.zeros(5, 1)), x0, geometry)
+def test_pairs_stay_within_a_label(name: str, batch: ZooBatch, x0: Tensor, geometry: Geometry):
+    label = torch.tensor([[0.0], [1.0], [0.0], [0.0], [1.0]])
+    a, b = COUPLINGS[name](batch._replace(label=label), x0, geometry)
+    for value in (0.0, 1.0):
+        rows = (label[:, 0] == value).nonzero()[:, 0]
+        part = ZooBatch(batch.x1[rows], batch.start[rows], batch.run[rows])
+        alone, _ = COUPLINGS[name](part, x0[rows], geometry)
+        torch.testing.assert_close(a[rows], alone)
+    torch.testing.assert_close(b, geometry.encode(batch.x1))
+
+
+def test_groups_of_continuous_labels_are_neighbours_of_the_least_size():
+    label = torch.tensor([[5.0], [1.0], [4.0], [2.0], [6.0], [3.0], [torch.nan]])
+    groups = [sorted(rows.tolist()) for rows in label_groups(label, 7, 3)]
+    assert groups == [[1, 3, 5], [0, 2, 4, 6]]
+    assert [len(rows) for rows in label_groups(label, 7, 4)] == [7]
+    two = torch.cat([torch.zeros(8, 1), torch.arange(8.0)[:, None]], dim=1)
+    assert [sorted(rows.tolist()) for rows in label_groups(two, 8, 2)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert [len(rows) for rows in label_groups(None, 5, 1)] == [5]
+
+
+def test_labels_do_not_change_the_law_of_prior_states(generator: torch.Generator, flat: Euclidean):
+    """Networks lie where their label says.  A plan across labels gives each label its own half of the prior."""
+    label = torch.cat([torch.zeros(100, 1), torch.ones(100, 1)])
+    batch = ZooBatch(3 * label.expand(-1, 2).double(), None, torch.arange(200), label)
+    x0 = torch.randn(200, 2, generator=generator, dtype=torch.float64)
+    within, _ = OptimalTransportCoupling()(batch, x0, flat)
+    across, _ = OptimalTransportCoupling()(batch._replace(label=None), x0, flat)
+    gap = [float((a[100:] - a[:100]).mean()) for a in (within, across)]
+    assert abs(gap[0]) < 0.3
+    assert gap[1] > 1
 
 
 @pytest.mark.parametrize("name", OPTIMAL)

@@ -15,6 +15,7 @@ from wsflow.checkpoint import fingerprints
 from wsflow.commands.launch import launched
 from wsflow.commands.run import record_timing, run_folder, shown
 from wsflow.description import plain
+from wsflow.fields import Range, Request
 from wsflow.flow import Guidance, Noise, Prior, Sampler, Solver, StartsPrior, TimeGrid
 from wsflow.memory import limit_bytes
 from wsflow.module import FlowMatchingModule
@@ -33,6 +34,8 @@ def predict(
     power: float = 1.0,
     grid: TimeGrid | None = None,
     guidance: Guidance | None = None,
+    condition: Sequence[str] | None = None,
+    condition_weight: float = 1.0,
     starts: str | None = None,
     batch_size: int | None = None,
     accelerator: str = "auto",
@@ -56,6 +59,10 @@ def predict(
         grid: The times of the steps as a class, such as CosineGrid; instead of power.
         guidance: What is added to the velocity to lower an objective of the weights; a class, or a file such as
             configs/guidance/task_loss.yaml.  An objective without a task of its own gets the flow's.
+        condition: What a flow with labels is asked for: ``loss=0.2``, several values ``loss=0.1,0.2`` of which each
+            network takes the next, or a range ``loss=0.1:0.5`` that networks are spread over; of several labels one
+            after another.
+        condition_weight: How much the request counts; 1 for the conditional flow, 0 for the unconditional one.
         starts: A zoo whose runs' initial weights the flow starts from, for flows whose prior is StartsPrior; runs that
             the flow was trained on are refused.
         batch_size: Networks solved at once; as many as the memory limit allows by default.
@@ -79,6 +86,7 @@ def predict(
     module = flow.module
     module.sampler, module.sample_seed = Sampler(solver, steps, noise, power, guidance, grid), seed
     module.prior = sampling_prior(flow, starts)
+    module.request = asked(module, condition, condition_weight)
     if guidance is not None:
         guidance.attach(flow.task)
     run = run_folder(ckpt_path)
@@ -93,6 +101,7 @@ def predict(
             "power": power,
             **({"guidance": plain(guidance)} if guidance is not None else {}),
             **({"grid": plain(grid)} if grid is not None else {}),
+            **({"condition": list(condition), "condition_weight": condition_weight} if condition else {}),
         },
         "geometry": module.hparams.get("geometry"),
         "data": flow.data,
@@ -140,11 +149,37 @@ def planned(module: FlowMatchingModule, trainer: Trainer, indices: Sequence[int]
     if not mine:
         return 1
     module.to(trainer.strategy.root_device)
-    generation = module.generation(module.sample_seed, module.sampler)
+    generation = module.generation(module.sample_seed, module.sampler, request=module.request)
     plan = generation.plan(mine, limit_bytes(memory, module.device, trainer.world_size))
     if trainer.is_global_zero:
         print(plan)
     return plan.networks
+
+
+def asked(module: FlowMatchingModule, condition: Sequence[str] | None, weight: float) -> Request | None:
+    """The request that words such as ``loss=0.2`` or ``epoch=5:10`` make; a warning where the flow has to guess.
+
+    Raises:
+        ValueError: for words that are no request, labels that the flow does not know, and a flow without labels.
+    """
+    if not condition:
+        return None
+    if module.conditioning is None:
+        raise ValueError("the flow was trained without labels: leave --condition out, or train with data.labels")
+    values: dict[str, Sequence[float] | Range] = {}
+    for word in condition:
+        name, _, text = word.partition("=")
+        parts = text.split(":") if ":" in text else text.split(",")
+        try:
+            numbers = [float(part) for part in parts]
+        except ValueError:
+            numbers = []
+        if not numbers or name in values or (":" in text and not (len(numbers) == 2 and numbers[0] < numbers[1])):
+            raise ValueError(f"--condition {word}: give name=value, name=value,value or name=low:high, each name once")
+        values[name] = Range(*numbers) if ":" in text else numbers
+    request = Request(values, weight)
+    module.conditioning.warn(request)
+    return request
 
 
 def shown_share(share: tuple[int, int]) -> str:

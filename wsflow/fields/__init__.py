@@ -2,6 +2,7 @@
 
 from wsflow.fields.analytic import GaussianField
 from wsflow.fields.base import VectorField, check_same_ends
+from wsflow.fields.conditioning import Conditioning, Range, Request, conditional, follow_request, tell
 from wsflow.fields.gradient_informed import GradientInformed
 from wsflow.fields.message_passing import MessagePassingField
 from wsflow.fields.mlp import MLPField
@@ -14,6 +15,7 @@ from wsflow.fields.time_embedding import TimeEmbedding
 
 __all__ = [
     "ConditionalSample",
+    "Conditioning",
     "Endpoint",
     "GaussianField",
     "GradientInformed",
@@ -22,12 +24,17 @@ __all__ = [
     "NeuronTransformer",
     "PNAField",
     "Parametrization",
+    "Range",
     "RelationalTransformer",
+    "Request",
     "SelfConditioned",
     "TimeEmbedding",
     "VectorField",
     "Velocity",
     "check_same_ends",
+    "conditional",
     "follow",
+    "follow_request",
     "predict",
+    "tell",
 ]

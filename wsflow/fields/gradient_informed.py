@@ -50,6 +50,7 @@ class GradientInformed(VectorField):
         extra: Trailing coordinates that are no weights.
         field: Makes the field, on a space with two numbers for each weight; NeuronTransformer by default.
         points: Size of S; the first train data points are taken.
+        condition: Number of values that each network is conditioned on, 0 for none.
 
     Raises:
         ValueError: for less than one point, or a space without a network (inside SelfConditioned, say).
@@ -68,6 +69,7 @@ class GradientInformed(VectorField):
         extra: int = 0,
         field: Callable[[WeightSpace, int], VectorField] | None = None,
         points: int = 1024,
+        condition: int = 0,
     ) -> None:
         super().__init__(space, extra)
         if points < 1:
@@ -75,7 +77,9 @@ class GradientInformed(VectorField):
         if type(space.template) is nn.Identity:
             raise ValueError("GradientInformed takes the loss of its space's network, and this space has no network")
         self.points = points
-        self.field = (field or NeuronTransformer)(self._follow(space), 2 * extra)
+        make: Callable[..., VectorField] = field or NeuronTransformer
+        told = {"condition": condition} if condition else {}
+        self.field = make(self._follow(space), 2 * extra, **told)
         self.register_buffer("gradient_scale", torch.ones(()))
         self.register_buffer("inputs", torch.empty(0))
         self.register_buffer("targets", torch.empty(0))

@@ -24,7 +24,7 @@ class MLPField(VectorField):
         extra: Trailing coordinates that are no weights; negative for a latent space of fewer coordinates than weights.
         width: Size of the hidden state.
         depth: Number of residual blocks.
-        condition_dim: Size K of the labels of a conditional field; 0 for none.
+        condition: Number of values that each network is conditioned on, 0 for none.
 
     Raises:
         ValueError: for a width or depth below 1.
@@ -33,13 +33,13 @@ class MLPField(VectorField):
     latent: ClassVar[bool] = True
 
     def __init__(
-        self, space: WeightSpace, extra: int = 0, width: int = 256, depth: int = 3, condition_dim: int = 0
+        self, space: WeightSpace, extra: int = 0, width: int = 256, depth: int = 3, condition: int = 0
     ) -> None:
         super().__init__(space, extra)
         if width < 1 or depth < 1:
             raise ValueError(f"width and depth must be at least 1, got {width} and {depth}")
         self.time = TimeEmbedding(width)
-        self.condition = nn.Linear(condition_dim, width, bias=False) if condition_dim else None
+        self.condition = nn.Linear(condition, width, bias=False) if condition else None
         self.read = nn.Linear(self.dim, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -54,7 +54,7 @@ class MLPField(VectorField):
             ValueError: where a label is missing, or given to a field without labels.
         """
         if (condition is None) != (self.condition is None):
-            raise ValueError("a field with condition_dim > 0 needs a label for every state, any other field takes none")
+            raise ValueError("a field with condition > 0 needs a label for every state, any other field takes none")
         context = self.time(t)
         if self.condition is not None:
             context = context + self.condition(condition)

@@ -39,6 +39,7 @@ class SelfConditioned(VectorField):
         extra: Trailing coordinates that are no weights.
         field: Makes the field, on a space with two numbers for each weight; RelationalTransformer by default.
         probability: Of a training step with an estimate.
+        condition: Number of values that each network is conditioned on, 0 for none.
 
     Raises:
         ValueError: for a probability out of [0, 1].
@@ -53,12 +54,15 @@ class SelfConditioned(VectorField):
         extra: int = 0,
         field: Callable[[WeightSpace, int], VectorField] | None = None,
         probability: float = 0.5,
+        condition: int = 0,
     ) -> None:
         super().__init__(space, extra)
         if not 0 <= probability <= 1:
             raise ValueError(f"probability must lie in [0, 1], got {probability}")
         self.probability = probability
-        self.field = (field or RelationalTransformer)(self._follow(space), 2 * extra)
+        make: Callable[..., VectorField] = field or RelationalTransformer
+        told = {"condition": condition} if condition else {}
+        self.field = make(self._follow(space), 2 * extra, **told)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, estimate: Tensor | None = None) -> Tensor:
         """The field's output, (B, D + extra), at states x, times t and estimates (B, D + extra); 0 where None."""
@@ -140,15 +144,15 @@ def predict(
 
 
 def follow(
-    field: VectorField, parametrization: Parametrization, geometry: Geometry
+    field: VectorField, parametrization: Parametrization, geometry: Geometry, condition: Tensor | None = None
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The velocity of one solution of the flow; a self-conditioned field's estimates go from call to call."""
     last: list[Tensor] = []
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         if not isinstance(field, SelfConditioned):
-            return parametrization.velocity(field(x, t), geometry, x, t)
-        output = field(x, t, None, last[0] if last else None)
+            return parametrization.velocity(field(x, t, condition), geometry, x, t)
+        output = field(x, t, condition, last[0] if last else None)
         last[:] = [parametrization.endpoint(output, geometry, x, t)]
         return parametrization.velocity(output, geometry, x, t)
 

@@ -15,6 +15,14 @@ and returns the matched states :math:`\pi_{ij} x_0^i`.  The plan is optimal for 
 least over all permutations: an aligner such as weight matching finds a local optimum, and of the distance between the
 decoded weights, which need not be that of the geometry.
 
+*Labels.*  A plan that looks across labels makes the prior state depend on the label: the conditional flow then starts
+from another law than :math:`p_0` and is biased (Cheng and Schwing 2025).  Networks are therefore paired within groups
+of like labels, and a prior state keeps the group that it was drawn for.  Groups depend on labels alone, so that within
+every group the prior states are exactly independent draws of :math:`p_0`.  Where labels repeat (classes, epochs), a
+group is one label; otherwise the batch is halved at the median of its widest label until groups would be smaller than
+``group``.  A cost for unlike labels, the alternative, needs a weight that is tuned to the size of the distances, and
+keeps the law of no group.
+
 Matched states are no draws of :math:`p_0`: their neurons are in the order of the trained network's.  That is harmless
 for a field that is equivariant to permutations of hidden neurons and a prior that treats neurons alike, and biased
 otherwise.
@@ -73,49 +81,71 @@ class IndependentCoupling(Coupling):
 
 
 class OptimalTransportCoupling(Coupling):
-    """Mini-batch optimal transport with the geometry's squared distance.
+    """Mini-batch optimal transport with the geometry's squared distance, within groups of like labels.
 
-    With labels the assignment must not mix conditions; such batches are refused.
+    Args:
+        group: Least number of networks of a group, where labels are continuous.
+
+    Raises:
+        ValueError: for less than one.
     """
+
+    def __init__(self, group: int = 8) -> None:
+        self.group = _checked(group)
 
     @torch.no_grad()
     def __call__(
         self, batch: ZooBatch, x0: Tensor, geometry: Geometry, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """The assignment of x0 to the networks with the least total squared distance."""
-        _refuse_labels(batch)
         x1 = geometry.encode(batch.x1)
-        _check_finite(x0, x1)
-        return x0[assign(geometry.pairwise_distance(x0, x1).square())], x1
+        _check(x0, x1)
+        paired = x0.clone()
+        for rows in label_groups(batch.label, len(x1), self.group):
+            part = x0[rows]
+            paired[rows] = part[assign(geometry.pairwise_distance(part, x1[rows]).square())]
+        return paired, x1
 
 
 class AlignedOptimalTransportCoupling(Coupling):
     """Mini-batch optimal transport after matching the neurons of every prior state to those of every network.
 
-    Needs an equivariant field (see the module's text).  Costs B * B alignments per batch.
+    Needs an equivariant field (see the module's text).  Costs n * n alignments for every group of n like labels, the
+    whole batch where there are none.
 
     Args:
         aligner: How neurons are matched; by default ``WeightMatching(iterations=3)``, of few sweeps for the sake of
             time.
+        group: Least number of networks of a group, where labels are continuous.
+
+    Raises:
+        ValueError: for less than one network in a group.
     """
 
-    def __init__(self, aligner: Aligner | None = None) -> None:
+    def __init__(self, aligner: Aligner | None = None, group: int = 8) -> None:
         self.aligner = aligner if aligner is not None else WeightMatching(iterations=3)
+        self.group = _checked(group)
 
     @torch.no_grad()
     def __call__(
         self, batch: ZooBatch, x0: Tensor, geometry: Geometry, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """The best assignment of the matched x0."""
-        _refuse_labels(batch)
         x1 = geometry.encode(batch.x1)
-        _check_finite(x0, x1)
+        _check(x0, x1)
+        paired = x0.clone()
+        for rows in label_groups(batch.label, len(x1), self.group):
+            paired[rows] = self._pair(x0[rows], x1[rows], geometry)
+        return paired, x1
+
+    def _pair(self, x0: Tensor, x1: Tensor, geometry: Geometry) -> Tensor:
+        """The matched x0 (n, dim) in the order of x1 (n, dim)."""
         columns = max(1, ELEMENTS // max(1, x0.numel()))
         parts = [self._match(x0, ends, geometry) for ends in torch.split(x1, columns)]
         rows = assign(torch.cat([cost for cost, _ in parts]).T)
         perms = [torch.cat(group) for group in zip(*(perms for _, perms in parts), strict=True)]
         chosen = [group[torch.arange(len(rows), device=rows.device), rows] for group in perms]
-        return _permute(geometry.space, x0[rows], chosen), x1
+        return _permute(geometry.space, x0[rows], chosen)
 
     def _match(self, x0: Tensor, x1: Tensor, geometry: Geometry) -> tuple[Tensor, list[Tensor]]:
         """Squared distances (m, n) of x1 (m, dim) to the matched x0 (n, dim), and the permutations (m, n, size)."""
@@ -184,7 +214,11 @@ def _permute(space: WeightSpace, x: Tensor, perms: list[Tensor]) -> Tensor:
     return torch.cat([space.permute(x[:, : space.dim], perms), x[:, space.dim :]], dim=1)
 
 
-def _check_finite(x0: Tensor, x1: Tensor) -> None:
+def _check(x0: Tensor, x1: Tensor) -> None:
+    if len(x0) != len(x1):
+        raise ValueError(
+            f"optimal transport needs as many prior states as networks, got {len(x0)} states for {len(x1)} networks"
+        )
     for what, states in (("prior states", x0), ("networks", x1)):
         bad = (~states.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
         if bad:
@@ -193,6 +227,37 @@ def _check_finite(x0: Tensor, x1: Tensor) -> None:
             )
 
 
-def _refuse_labels(batch: ZooBatch) -> None:
-    if batch.label is not None:
-        raise ValueError("optimal transport across labels biases a conditional flow; use IndependentCoupling")
+def label_groups(label: Tensor | None, count: int, least: int) -> list[Tensor]:
+    """The rows of a batch in groups of like labels.
+
+    Args:
+        label: (B, K), or None for one group; NaN is a label of its own.
+        count: B.
+        least: Size below which no group is made where labels are continuous.
+
+    Returns:
+        Row numbers, each in one group.
+    """
+    if label is None:
+        return [torch.arange(count)]
+    labels = label.cpu().nan_to_num(nan=torch.inf)
+    distinct, which = torch.unique(labels, dim=0, return_inverse=True)
+    if 2 * len(distinct) <= count:
+        return [(which == k).nonzero()[:, 0] for k in range(len(distinct))]
+    return _halved(torch.arange(count), labels.clamp(max=torch.finfo(labels.dtype).max), least)
+
+
+def _halved(rows: Tensor, label: Tensor, least: int) -> list[Tensor]:
+    if len(rows) < 2 * least:
+        return [rows]
+    values = label[rows].double()
+    widest = (values.max(0).values - values.min(0).values).argmax()
+    order = rows[values[:, widest].argsort(stable=True)]
+    middle = len(rows) // 2
+    return _halved(order[:middle], label, least) + _halved(order[middle:], label, least)
+
+
+def _checked(group: int) -> int:
+    if group < 1:
+        raise ValueError(f"a group needs at least one network, got {group}")
+    return group

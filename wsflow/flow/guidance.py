@@ -203,11 +203,14 @@ class Guidance(ABC):
             A function of states (B, dim) and times (B,), to be called with the same samples each time.
 
         Raises:
-            ValueError: without generators; the function's, for a velocity that carries a log-density.
+            ValueError: without generators, and where the objective misses a task; the function's, for a velocity that
+                carries a log-density.
         """
         if generators is None:
             raise ValueError("guidance needs one generator per sample, the source of what its objective draws")
         draws = self._draws(generators)
+        with torch.inference_mode(False):  # what is read for the objective must be fit for derivatives
+            self.attach(None)
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
             v = velocity(x, t)

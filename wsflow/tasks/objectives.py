@@ -46,7 +46,8 @@ class TaskLoss(Objective):
 
     def attach(self, task: Any) -> None:
         """Take the flow's own task, unless there is one."""
-        self._loss = _known(self, self.task, task).objective("train", self.batch_size, self.shared)
+        if task is not None or self._loss is None:
+            self._loss = _known(self, self.task, task).objective("train", self.batch_size, self.shared)
 
     def __call__(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(B,)."""
@@ -148,7 +149,7 @@ class AdversarialLoss(Objective):
 
     def attach(self, task: Any) -> None:
         """Take the flow's own task, unless there is one."""
-        known = _known(self, self.task, task)
+        known = self._known if task is None and self._known is not None else _known(self, self.task, task)
         if not 1 <= self.batch_size <= len(known.data("train")[0]):
             raise ValueError(f"batch_size {self.batch_size} does not fit the train split of task {known.name}")
         self._known = known

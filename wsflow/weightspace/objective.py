@@ -31,6 +31,9 @@ class Objective(ABC):
     def attach(self, task: Any) -> None:  # noqa: B027 (most objectives leave it alone)
         """Take the base task (:class:`wsflow.tasks.BaseTask`), unless another was given; most objectives need none.
 
+        Args:
+            task: The task; None to make ready with the one that there is.
+
         Raises:
             ValueError: where one is needed and this is none.
         """

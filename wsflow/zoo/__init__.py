@@ -3,6 +3,7 @@
 from wsflow.zoo.collect import Collector
 from wsflow.zoo.datamodule import ZooDataModule
 from wsflow.zoo.exchange import export_network, export_zoo, import_zoo
+from wsflow.zoo.labels import Label, MetricLabel, RunLabel, StepLabel
 from wsflow.zoo.loader import NetworkLoader
 from wsflow.zoo.optimizer import SGD, Adam, CosineDecay, RunOptimizer
 from wsflow.zoo.parts import SamplesPart
@@ -19,10 +20,14 @@ __all__ = [
     "CosineDecay",
     "EverySnapshot",
     "FinalSnapshot",
+    "Label",
+    "MetricLabel",
     "NetworkLoader",
+    "RunLabel",
     "RunOptimizer",
     "SamplesPart",
     "SnapshotSchedule",
+    "StepLabel",
     "ValidationSnapshot",
     "Zoo",
     "ZooDataModule",

@@ -20,6 +20,7 @@ from wsflow.weightspace.transfer import send
 from wsflow.zoo.align import align_zoo
 from wsflow.zoo.collect import Collector
 from wsflow.zoo.held import fits, hold, pinned
+from wsflow.zoo.labels import Label
 from wsflow.zoo.loader import NetworkLoader
 from wsflow.zoo.settings import MAY_DIFFER, refuse_other_settings
 from wsflow.zoo.shards import ZooError
@@ -58,6 +59,8 @@ class ZooDataModule(LightningDataModule):
         passes: How often an epoch goes through the train networks; more make epochs of a small zoo longer.
         snapshots: Whether batches also hold the earlier snapshots of each network's run, permuted with it; a snapshot
             of step k in a run of K steps was taken at k / K.
+        labels: What a conditional flow is told of each network, such as :class:`wsflow.zoo.MetricLabel`; nothing by
+            default.
         on_device: Whether the networks of a split are put on the training's device once, and batches are drawn there;
             by default on devices other than the CPU, if they take at most a quarter of the free memory.
 
@@ -81,6 +84,7 @@ class ZooDataModule(LightningDataModule):
         snapshots: bool = False,
         train_runs: int | None = None,
         on_device: bool | None = None,
+        labels: Sequence[Label] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or passes < 1:
@@ -91,6 +95,7 @@ class ZooDataModule(LightningDataModule):
         self.aligner, self.fractions, self.split_seed, self.final_only = aligner, fractions, split_seed, final_only
         self.permute, self.seed, self.passes, self.snapshots = permute, seed, passes, snapshots
         self.train_runs, self.on_device = train_runs, on_device
+        self.labels = list(labels) if labels else None
         self._zoo: Zoo | None = None
         self._perms: list[Tensor] | None = None
         self._held: dict[str, ZooBatch] = {}
@@ -99,6 +104,22 @@ class ZooDataModule(LightningDataModule):
     def space_description(self) -> dict[str, Any]:
         """The base network's description, plain data, from which a module builds the weight space."""
         return cast("dict[str, Any]", json.loads(json.dumps(dict(self.task.space.description or {}))))
+
+    @property
+    def label_description(self) -> list[dict[str, Any]] | None:
+        """What a module must know of the labels, plain data."""
+        return [label.description for label in self.labels] if self.labels else None
+
+    @cached_property
+    def label_values(self) -> Tensor | None:
+        """(N, K), the labels of every snapshot of the zoo; None where there are none."""
+        if not self.labels:
+            return None
+        return torch.stack([label.values(self.zoo, self.task) for label in self.labels], dim=1)
+
+    def told(self, split: str) -> Tensor | None:
+        """Labels (n, K) of a split's networks."""
+        return None if self.label_values is None else self.label_values[self.rows(split)]
 
     @property
     def zoo(self) -> Zoo:
@@ -254,7 +275,8 @@ class ZooDataModule(LightningDataModule):
     def _batch(self, rows: Tensor, snapshots: bool) -> ZooBatch:
         run = self.zoo.run[rows]
         theta = self.zoo.rows(rows)
-        batch = ZooBatch(theta, self.zoo.starts_of(run) if self.zoo.has_start else None, run)
+        label = None if self.label_values is None else self.label_values[rows]
+        batch = ZooBatch(theta, self.zoo.starts_of(run) if self.zoo.has_start else None, run, label)
         if snapshots:
             batch = batch._replace(**self._earlier(rows))
         perms = self._permutations()

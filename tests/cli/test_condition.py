@@ -1,0 +1,79 @@
+"""A flow that is told each network's loss: trained, asked, and asked for too much."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import wsflow
+from wsflow.cli import main
+from wsflow.fields import Range, Request
+from wsflow.flow import Sampler
+from wsflow.zoo import Zoo
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+SMALL = """
+trainer: {accelerator: cpu, max_epochs: 10, limit_val_batches: 1, enable_progress_bar: false, logger: false}
+model:
+  field: {class_path: NeuronTransformer, init_args: {width: 16, depth: 1, heads: 2}}
+data:
+  batch_size: 16
+  collector: {runs: 32, epochs: 20, snapshots: {class_path: wsflow.zoo.EverySnapshot, init_args: {interval: 20}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a flow that was told train losses."""
+    run = tmp_path_factory.mktemp("told")
+    (run / "small.yaml").write_text(SMALL)
+    files = (CONFIGS / "demo.yaml", CONFIGS / "condition" / "loss.yaml", run / "small.yaml")
+    configs = [part for path in files for part in ("-c", str(path))]
+    place = ["--trainer.default_root_dir", str(run), "--data.path", str(run / "zoo")]
+    assert main(["fit", *configs, *place]) == 0
+    return run / "checkpoints" / "last.ckpt"
+
+
+def predict(checkpoint: Path, out: Path, *extra: str) -> int:
+    common = ["--n", "40", "--steps", "8", "--accelerator", "cpu", "--overwrite"]
+    return main(["predict", "--ckpt_path", str(checkpoint), "--out", str(out), *common, *extra])
+
+
+def test_requests_are_answered_and_recorded(told, tmp_path):
+    flow, loss = wsflow.load(told), {}
+    for asked in ("0.1", "0.5"):
+        assert predict(told, tmp_path / "s", "--condition", f"loss={asked}") == 0
+        zoo = Zoo.open(tmp_path / "s")
+        loss[asked] = flow.task.evaluate(zoo.theta.clone(), "train")["loss"].median()
+        assert zoo.manifest["sampling"]["condition"] == [f"loss={asked}"]
+    assert loss["0.1"] < 0.8 * loss["0.5"]
+    low, high = (float(getattr(flow.module.conditioning, name)) for name in ("low", "high"))
+    assert 0 < low < high
+
+
+def test_the_command_and_python_give_the_same_networks(told, tmp_path):
+    assert predict(told, tmp_path / "s", "--condition", "loss=0.1:0.5", "--condition_weight", "1.5") == 0
+    request = Request({"loss": Range(0.1, 0.5)}, weight=1.5)
+    theta = wsflow.load(told).sample(40, sampler=Sampler(steps=8), request=request, batch_size=7)
+    torch.testing.assert_close(Zoo.open(tmp_path / "s").theta, theta, rtol=1e-3, atol=1e-4)
+
+
+def test_without_a_request_the_flow_is_unconditional(told, tmp_path):
+    assert predict(told, tmp_path / "s") == 0
+    free = wsflow.load(told).sample(40, sampler=Sampler(steps=8), request=Request({"loss": [0.2]}, weight=0.0))
+    torch.testing.assert_close(Zoo.open(tmp_path / "s").theta, free, rtol=1e-3, atol=1e-4)
+
+
+def test_mistakes_are_one_line_and_guesses_are_warned_of(told, trained, tmp_path, error_of):
+    common = ["predict", "--ckpt_path", str(told), "--n", "2", "--out", str(tmp_path / "x"), "--condition"]
+    assert "knows no label accuracy; its labels are loss" in error_of([*common, "accuracy=0.9"])
+    assert "give name=value" in error_of([*common, "loss"])
+    assert "give name=value" in error_of([*common, "loss=0.5:0.1"])
+    assert "positive ones for a logarithm" in error_of([*common, "loss=-1"])
+    other = ["predict", "--ckpt_path", str(trained), "--out", str(tmp_path / "x"), "--condition", "loss=0.1"]
+    assert "trained without labels" in error_of(other)
+    with pytest.warns(UserWarning, match=r"loss=50 is outside of what the flow was trained on"):
+        assert predict(told, tmp_path / "y", "--condition", "loss=50") == 0
