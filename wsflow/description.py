@@ -129,5 +129,7 @@ def _partial(value: partial[Any]) -> dict[str, Any]:
 
 
 def _rebuild(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rebuild(item) for item in value]
     keys = set(value) - {"dict_kwargs"} if isinstance(value, Mapping) else set()
     return build(value) if keys == {"class_path", "init_args"} else value

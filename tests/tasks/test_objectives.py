@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from wsflow.description import build, describe
 from wsflow.tasks import FGSM, PGD, AdversarialLoss, BreastCancer, Diabetes, Gaussians, TaskLoss
 from wsflow.weightspace import NetworkInitializer, WeightedSum, WeightNorm
 from wsflow.weightspace.randomness import RowGenerator
@@ -98,3 +99,9 @@ def test_a_missing_task_is_named(theta):
         AdversarialLoss(FGSM(0.1)).attach(Gaussians())
     with pytest.raises(ValueError, match="batch_size 1000 does not fit"):
         AdversarialLoss(FGSM(0.1), batch_size=1000).attach(BreastCancer())
+
+
+def test_a_list_of_objectives_is_described_and_rebuilt(task, theta):
+    both = WeightedSum([TaskLoss(task), WeightNorm()], [2.0, 0.5])
+    rebuilt = build(describe(both))
+    torch.testing.assert_close(rebuilt(theta), both(theta))
