@@ -9,8 +9,18 @@ import torch
 from conftest import describe
 
 from wsflow.api import Flow
-from wsflow.fields import MLPField, SelfConditioned
-from wsflow.flow import RK4, ExactTrace, GaussianPrior, Heun, Hutchinson, NoDensityError, ProjectedNormal, Sampler
+from wsflow.fields import MLPField, Request, SelfConditioned
+from wsflow.flow import (
+    RK4,
+    DormandPrince,
+    ExactTrace,
+    GaussianPrior,
+    Heun,
+    Hutchinson,
+    NoDensityError,
+    ProjectedNormal,
+    Sampler,
+)
 from wsflow.geometry import Geometric
 from wsflow.memory import peak_bytes
 from wsflow.module import FlowMatchingModule
@@ -77,6 +87,23 @@ def test_what_has_no_density_is_refused():
         flow(geometry=Geometric).log_prob(torch.randn(2, 23))
     with pytest.raises(ValueError, match="no networks"):
         flow().log_prob(torch.randn(0, 23))
+
+
+def test_densities_are_those_of_what_was_asked_for():
+    made = flow(prior=GaussianPrior(0.5), labels=[{"name": "loss"}], label_dropout=0.2)
+    made.module.conditioning.fit(torch.linspace(0, 1, 20)[:, None])
+    settings, low = {"sampler": Sampler(RK4(), 8), "trace": ExactTrace()}, Request({"loss": [0.0]}, weight=1.5)
+    theta, density = made.sample(3, with_log_prob=True, request=low, **settings)
+    again, others = made.log_prob(theta, request=low, **settings), made.log_prob(theta, **settings)
+    torch.testing.assert_close(density.value, again.value, rtol=1e-4, atol=5e-3)
+    assert (again.value - others.value).abs().min() > 0.02
+
+
+def test_a_field_with_memory_needs_steps_that_are_not_tried_again():
+    made = flow(partial(SelfConditioned, field=FIELD))
+    with pytest.raises(ValueError, match="self-conditioned"):
+        made.sample(2, sampler=Sampler(DormandPrince()))
+    assert flow().sample(2, sampler=Sampler(DormandPrince(1e-2, 1e-2))).isfinite().all()
 
 
 def test_divergences_that_are_not_finite_are_named():

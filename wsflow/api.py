@@ -126,7 +126,7 @@ class Flow:
         if sampler is not None and sampler.guidance is not None:
             sampler.guidance.attach(self.task)
         if with_log_prob:
-            densities = self._densities(Likelihood(trace, sampler, delta), seed, prior)
+            densities = self._densities(Likelihood(trace, sampler, delta), seed, prior, request)
             return densities.sample(range(first, first + n), batch_size, memory)
         return self.module.sample(range(first, first + n), seed, sampler, batch_size, prior, memory, request)
 
@@ -139,6 +139,7 @@ class Flow:
         seed: int = 0,
         batch_size: int | None = None,
         memory: str | None = None,
+        request: Request | None = None,
     ) -> LogDensity:
         """Log-densities of networks (n, D) under the flow, with standard errors and the measure they refer to.
 
@@ -150,15 +151,16 @@ class Flow:
             seed: Of the probes; those of network i depend on (seed, i) alone.
             batch_size: Networks at once; as many as the memory limit allows by default.
             memory: The limit, such as ``2GiB``; half of the device's free memory by default.
+            request: What a flow with labels is asked for: the density is that of what it then generates.
 
         Raises:
             NoDensityError: where there are none; the message says why.
             ValueError: for networks that do not fit, and as :class:`wsflow.likelihood.Densities` does.
         """
-        return self._densities(Likelihood(trace, sampler, delta), seed, None).of(theta, batch_size, memory)
+        return self._densities(Likelihood(trace, sampler, delta), seed, None, request).of(theta, batch_size, memory)
 
-    def _densities(self, likelihood: Likelihood, seed: int, prior: Prior | None) -> Densities:
-        return Densities(self.module.generation(seed, likelihood.sampler, prior), likelihood)
+    def _densities(self, likelihood: Likelihood, seed: int, prior: Prior | None, request: Request | None) -> Densities:
+        return Densities(self.module.generation(seed, likelihood.sampler, prior, request), likelihood)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Flow:

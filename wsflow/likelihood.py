@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from wsflow.fields import SelfConditioned, follow
+from wsflow.fields import SelfConditioned
 from wsflow.flow import Likelihood, LogDensity, NoDensityError, sample_generators, sample_prior
 from wsflow.memory import BatchPlan, limit_bytes, plan_batch
 from wsflow.sampling import Generation, check_batch, evaluating
@@ -27,15 +27,13 @@ class Densities:
         likelihood: How densities are computed; its sampler is the one that counts.
 
     Raises:
-        NoDensityError: for a self-conditioned field, and a flow with labels.
+        NoDensityError: for a self-conditioned field.
     """
 
     generation: Generation
     likelihood: Likelihood
 
     def __post_init__(self) -> None:
-        if self.generation.conditioning is not None:
-            raise NoDensityError("densities of flows that are told labels are not computed; train one without labels")
         if isinstance(self.generation.field, SelfConditioned):
             raise NoDensityError(
                 "samples of a self-conditioned field follow no one vector field, since its velocity depends on the "
@@ -60,7 +58,7 @@ class Densities:
         x = flow.geometry.encode(send(theta, flow.device))
         return _joined(
             [
-                solve(self._velocity(), flow.geometry, flow.prior, x[part], self._probes(part), self._singular)
+                solve(flow.velocity(part), flow.geometry, flow.prior, x[part], self._probes(part), self._singular)
                 for part in self._parts(range(len(x)), x, batch_size, memory)
             ]
         )
@@ -74,9 +72,9 @@ class Densities:
         x0 = sample_prior(flow.prior, flow.geometry, flow.seed, numbers).to(flow.device)
         states, densities = [], []
         for part in self._parts(numbers, x0, batch_size, memory):
-            generators = self._probes([numbers[i] for i in part])
-            solve = self.likelihood.sample
-            x, density = solve(self._velocity(), flow.geometry, flow.prior, x0[part], generators, self._singular)
+            mine, solve = [numbers[i] for i in part], self.likelihood.sample
+            arguments = (flow.geometry, flow.prior, x0[part], self._probes(mine), self._singular)
+            x, density = solve(flow.velocity(mine), *arguments)
             states.append(x)
             densities.append(density)
         return flow.geometry.decode(torch.cat(states)), _joined(densities)
@@ -89,9 +87,10 @@ class Densities:
         """
 
         def trial(n: int) -> Tensor:
-            return self.likelihood.trial(self._velocity(), self.generation.geometry, x[:n], self._probes(range(n)))
+            return self.likelihood.trial(flow.velocity(range(n)), flow.geometry, x[:n], self._probes(range(n)))
 
-        return plan_batch(trial, len(x), limit, self.generation.device)
+        flow = self.generation
+        return plan_batch(trial, len(x), limit, flow.device)
 
     def _parts(
         self, numbers: Sequence[int], x: Tensor, batch_size: int | None, memory: str | None
@@ -105,10 +104,6 @@ class Densities:
                 batch_size = self.plan(x, limit_bytes(memory, self.generation.device)).networks
             for part in torch.split(torch.arange(len(numbers)), batch_size):
                 yield part.tolist()
-
-    def _velocity(self) -> Callable[[Tensor, Tensor], Tensor]:
-        flow = self.generation
-        return follow(flow.field, flow.parametrization, flow.geometry)
 
     @property
     def _singular(self) -> bool:

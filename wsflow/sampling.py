@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from wsflow.fields import Conditioning, Parametrization, Request, VectorField, follow_request
+from wsflow.fields import Conditioning, Parametrization, Request, SelfConditioned, VectorField, follow_request
 from wsflow.flow import Coupling, Prior, Sampler, sample_generators, sample_prior, size_mismatch
 from wsflow.geometry import Geometry
 from wsflow.memory import BatchPlan, limit_bytes, plan_batch
@@ -33,6 +33,9 @@ class Generation:
         device: Where the field is.
         conditioning: The labels of a flow that has some.
         request: What it is asked for.
+
+    Raises:
+        ValueError: for a self-conditioned field with a solver that chooses its steps.
     """
 
     field: VectorField
@@ -44,6 +47,13 @@ class Generation:
     device: torch.device
     conditioning: Conditioning | None = None
     request: Request | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.field, SelfConditioned) and self.sampler.solver.adaptive:
+            raise ValueError(
+                f"{type(self.sampler.solver).__name__} tries steps again, but the velocity of a self-conditioned field "
+                "depends on what was tried before: use Euler, Heun or RK4"
+            )
 
     @torch.no_grad()
     def __call__(self, indices: Iterable[int], batch_size: int | None = None, memory: str | None = None) -> Tensor:
@@ -77,12 +87,19 @@ class Generation:
         with evaluating(self.field):
             return plan_batch(lambda n: self._solve(indices[:n], short), len(indices), limit, self.device)
 
+    def velocity(self, indices: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
+        """The velocity of one solution of the flow for samples with these indices, as requested.
+
+        Raises:
+            ValueError: for a request that does not fit the flow.
+        """
+        parts = (self.field, self.parametrization, self.geometry, self.conditioning, self.request)
+        return follow_request(*parts, indices)
+
     def _solve(self, indices: list[int], sampler: Sampler) -> Tensor:
         x0 = sample_prior(self.prior, self.geometry, self.seed, indices).to(self.device)
         generators = sample_generators(self.seed, indices)
-        parts = (self.field, self.parametrization, self.geometry, self.conditioning, self.request)
-        velocity = follow_request(*parts, indices)
-        x = sampler(velocity, self.geometry, x0, generators, self.parametrization.singular_end)
+        x = sampler(self.velocity(indices), self.geometry, x0, generators, self.parametrization.singular_end)
         theta = self.geometry.decode(x)
         finite = theta.isfinite().all(1)
         if not finite.all():
