@@ -261,8 +261,8 @@ class FlowMatchingModule(LightningModule):
         data = getattr(self._trainer, "datamodule", None)
         if stage == TrainerFn.FITTING:
             self.field.attach(getattr(data, "task", None))
-            if self.conditioning is not None and hasattr(data, "told"):
-                self.conditioning.fit(data.told("train"))
+            if self.conditioning is not None and (told := getattr(data, "told", None)) is not None:
+                self.conditioning.fit(told("train"))
             if self.functional is not None:
                 self.functional.attach(getattr(data, "task", None))
         if isinstance(self.prior, StartsPrior) and self.prior.starts is None and data is not None:

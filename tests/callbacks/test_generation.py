@@ -10,9 +10,9 @@ from lightning.pytorch import Trainer
 
 from wsflow.callbacks import GenerationCallback, SampleWriter
 from wsflow.fields import MLPField
-from wsflow.flow import Sampler, StartsPrior, TrajectoryCoupling
+from wsflow.flow import Sampler, StartsPrior, StateGuidance, TrajectoryCoupling
 from wsflow.module import FlowMatchingModule
-from wsflow.tasks import BreastCancer
+from wsflow.tasks import BreastCancer, TaskLoss
 from wsflow.zoo import Collector, Zoo, ZooDataModule, ZooError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -140,3 +140,13 @@ def test_existing_folders(data, zoo, tmp_path):
     predict(flow, 5, SampleWriter(path, overwrite=True))
     assert len(Zoo.open(path)) == 5
     assert [entry.name for entry in tmp_path.iterdir()] == ["samples"]
+
+
+def test_guidance_gets_the_base_task(data):
+    guided = Sampler(steps=4, guidance=StateGuidance(TaskLoss(), 2.0))
+    losses = []
+    for sampler in (Sampler(steps=4), guided):
+        run = trainer(GenerationCallback(n=8, sampler=sampler))
+        (logged,) = run.validate(module(data), datamodule=data, verbose=False)
+        losses.append(logged["samples/loss"])
+    assert losses[1] < 0.9 * losses[0]
