@@ -241,7 +241,8 @@ def _reliability(one: Studied) -> Drawn:
 
 
 def _paths(one: Studied) -> Drawn:
-    found = networks.paths(one.run.cases[0], _flow(one), _networks(one))
+    flow, known = _flow(one), _networks(one)
+    found = networks.paths(one.run.cases[0], flow, known)
     text = (
         f"Paths of {found.states.shape[1]} samples from t = 0 to t = 1 in the flow's coordinates, on the "
         "components in which other samples move most, beside training networks and prior draws."

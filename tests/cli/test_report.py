@@ -1,0 +1,172 @@
+"""The page about a run: whole, in one file, with the numbers of its evaluation, and plain about what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from wsflow.cli import main
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; every tag that is opened is closed in its order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self.open and self.open[-1] in ("td", "th"):
+            self.cells[-1] += data
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory) -> Path:
+    """A run with samples, an evaluation on test data and a second one with more steps."""
+    folder = shutil.copytree(trained.parents[1], tmp_path_factory.mktemp("runs") / "flow")
+    for case, steps in (("few", 2), ("more", 3)):
+        samples = str(folder / case / "samples")
+        checkpoint = str(folder / "checkpoints" / "last.ckpt")
+        drawn = ["predict", "--ckpt_path", checkpoint, "--n=6", f"--steps={steps}", "--accelerator=cpu"]
+        assert main([*drawn, "--out", samples]) == 0
+        assert main(["evaluate", "--samples", samples, "--split=test", "--n=6", "--baselines=false"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out(run, tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("page")
+    assert main(["report", str(run), "--out", str(place), "--n=6", "--licence", "CC0 <1.0>"]) == 0
+    return place
+
+
+@pytest.fixture(scope="module")
+def page(out) -> Page:
+    return Page((out / "index.html").read_text())
+
+
+def test_nothing_is_fetched(page):
+    assert not [tag for tag, _ in page.seen if tag in ("script", "link", "iframe", "object")]
+    for tag, attributes in page.seen:
+        for name in ("src", "href", "srcset"):
+            if name in attributes:
+                assert attributes[name].startswith("data:image/svg+xml;base64," if tag == "img" else "#")
+
+
+def test_links_lead_somewhere_and_figures_have_words(page):
+    anchors = [attributes["id"] for _, attributes in page.seen if "id" in attributes]
+    assert len(anchors) == len(set(anchors))
+    assert {a["href"][1:] for tag, a in page.seen if tag == "a"} == set(anchors)
+    images = [attributes for tag, attributes in page.seen if tag == "img"]
+    assert len(images) >= 7
+    assert all(image["alt"] for image in images)
+
+
+def test_tables_hold_the_numbers_of_the_evaluation(page, run):
+    for case in ("few", "more"):
+        report = json.loads((run / case / "report.json").read_text())
+        for kind in ("samples", "heldout"):
+            assert f"{report[f'{kind}.accuracy']:.3f} ± {report[f'{kind}.accuracy.std']:.3f}" in page.cells
+        assert f"{report['samples.nn_ratio.function']:.3f}" in page.cells
+        assert f"{1e3 * report['timing.seconds_per_network']:.3g}" in page.cells
+
+
+def test_settings_and_card(page):
+    assert page.cells[page.cells.index("model.coupling") + 1] == "TrajectoryCoupling"
+    assert "max_epochs: 2" in page.text
+    assert "CC0 <1.0>" in page.text
+    assert "CC BY 4.0" in page.text
+    assert "40 runs, 40 snapshots" in page.text
+    assert re.search(r"Novelty test ?(few: )?(passed|closer)", page.text)
+
+
+def test_figures_lie_beside_the_page(out):
+    names = {path.name for path in (out / "figures").iterdir()}
+    stems = {path.rpartition(".")[0] for path in names}
+    assert {f"{stem}.{suffix}" for stem in stems for suffix in ("svg", "png")} == names
+    for title in ("Reliability", "Path-of-samples", "Nearest-neighbours", "Error-overlap", "steps-accuracy"):
+        assert any(title in stem for stem in stems), title
+    for path in (out / "figures").glob("*.svg"):
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_what_is_missing_is_said(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "bare")
+    shutil.rmtree(other / "more")
+    for gone in (other / "few" / "samples", other / "logs"):
+        shutil.rmtree(gone)
+    (other / "fit.yaml").unlink()
+    report = other / "few" / "report.json"
+    report.write_text(report.read_text().replace(str(run), str(other)))
+    assert main(["report", str(other), "--out", str(tmp_path / "page"), "--n=6"]) == 0
+    text = Page((tmp_path / "page" / "index.html").read_text()).text
+    assert "Reliability is missing: the generated networks are not there any more." in text
+    assert "The training curve of bare is missing: its folder holds no logs." in text
+    assert "fit.yaml of bare is missing: not in its folder." in text
+    assert "Figure 7.3) is missing: no run was evaluated at several numbers of steps." in text
+
+
+def test_several_runs_stand_side_by_side(run, tmp_path):
+    bare = tmp_path / "runs" / "second"
+    (bare / "checkpoints").mkdir(parents=True)
+    (bare / "checkpoints" / "last.ckpt").write_bytes(b"no checkpoint")
+    (bare / "fit.yaml").write_text("model: {coupling: IndependentCoupling}\n")
+    shutil.copytree(run, bare.parent / "first")
+    assert main(["report", str(bare.parent), "--out", str(tmp_path / "page"), "--n=4"]) == 0
+    page = Page((tmp_path / "page" / "index.html").read_text())
+    place = page.cells.index("model.coupling")
+    assert page.cells[place + 1 : place + 3] == ["TrajectoryCoupling", "IndependentCoupling"]
+    assert "The evaluation of second is missing: its folder holds no report.json." in page.text
+    assert re.search(r"Reliability is missing: [^.]*", page.text)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "there is no run folder"),
+        ({}, "holds no checkpoint"),
+        ({"checkpoints/last.ckpt": ""}, "no evaluation lies in"),
+        ({"checkpoints/last.ckpt": "", "report.json": "{"}, "report.json is damaged"),
+        ({"checkpoints/last.ckpt": "", "report.json": "{}"}, "is no report of wsflow evaluate"),
+        ({"checkpoints/last.ckpt": "", "fit.yaml": "a: [1"}, "fit.yaml is damaged"),
+    ],
+)
+def test_bad_input(content, words, tmp_path, error_of):
+    folder = tmp_path / "run"
+    for name, text in (content or {}).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    if content == {}:
+        folder.mkdir()
+    assert words in error_of(["report", str(folder), "--out", str(tmp_path / "page")])
+    assert not (tmp_path / "page").exists()
