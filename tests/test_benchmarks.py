@@ -93,6 +93,15 @@ def test_ratios_and_exponents_of_measured_rows(tmp_path: Path) -> None:
     assert not big, "the sizes of the table fit the memory that it asks for"
 
 
+def test_densities_together_are_compared_with_a_loop() -> None:
+    import likelihood
+
+    for name in likelihood.FIELDS:
+        rows = likelihood.measure(name, (3, 2, 2), networks=2, steps=2)
+        assert [row["trace"] for row in rows] == ["Hutchinson, 25 probes", "exact"]
+        assert all(row["together"] > 0 < row["loop"] for row in rows)
+
+
 def test_geometry_together_is_compared_with_a_loop() -> None:
     import geometry
 
