@@ -138,7 +138,8 @@ def _approximate(library: Any, task: BaseTask, centre: Tensor, precision: float 
         parameter.requires_grad_(name in task.space.names)
     likelihood = "regression" if isinstance(task, RegressionTask) else "classification"
     inputs, targets = task.data("train")
-    with _quiet():
+    with _quiet(), torch.random.fork_rng(devices=[]):  # loaders and estimators draw from the global generator
+        torch.default_generator.manual_seed(0)
         subset, structure = kind
         found = library.Laplace(network, likelihood, subset_of_weights=subset, hessian_structure=structure)
         found.fit(DataLoader(TensorDataset(inputs, targets), batch_size=POINTS))

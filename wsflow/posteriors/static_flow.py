@@ -142,5 +142,5 @@ def principal(train: Tensor, val: Tensor, k: int) -> Components:
 
 
 def _spline_flow(features: int) -> nn.Module:
-    flow: nn.Module = extra("zuko.flows").NSF(features, transforms=3, hidden_features=(64, 64))
+    flow: nn.Module = extra("zuko").flows.NSF(features, transforms=3, hidden_features=(64, 64))
     return flow
