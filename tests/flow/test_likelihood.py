@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from wsflow.fields import Endpoint, GaussianField, MLPField, NeuronTransformer, PNAField, RelationalTransformer, follow
+from wsflow.fields import (
+    Endpoint,
+    GaussianField,
+    GradientInformed,
+    MLPField,
+    NeuronTransformer,
+    PNAField,
+    RelationalTransformer,
+    follow,
+)
 from wsflow.fields import Velocity as VelocityHead
 from wsflow.flow import (
     RK4,
@@ -175,7 +184,16 @@ def moved(field, size: float = 0.1):
     return field.eval()
 
 
+def informed(space: WeightSpace, extra: int) -> GradientInformed:
+    """A field that takes a gradient of its own, with six data points."""
+    field = GradientInformed(space, extra, lambda space, extra: MLPField(space, extra, 16, 2))
+    data = torch.randn(6, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    field.inputs, field.targets = data, torch.arange(6) % 2
+    return field
+
+
 FIELDS = {
+    "informed": informed,
     "mlp": lambda space, extra: MLPField(space, extra, 16, 2),
     "relational": lambda space, extra: RelationalTransformer(space, extra, 16, 8, 2, 2),
     "neurons": lambda space, extra: NeuronTransformer(space, extra, 16, 2, 2),
