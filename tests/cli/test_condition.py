@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,13 @@ def test_without_a_request_the_flow_is_unconditional(told, tmp_path):
     assert predict(told, tmp_path / "s") == 0
     free = wsflow.load(told).sample(40, sampler=Sampler(steps=8), request=Request({"loss": [0.2]}, weight=0.0))
     torch.testing.assert_close(Zoo.open(tmp_path / "s").theta, free, rtol=1e-3, atol=1e-4)
+
+
+def test_samples_of_a_flow_with_labels_are_evaluated(told, tmp_path):
+    assert predict(told, tmp_path / "s", "--condition", "loss=0.2") == 0
+    arguments = ["evaluate", "--samples", str(tmp_path / "s"), "--n", "10", "--baselines", "false"]
+    assert main([*arguments, "--out", str(tmp_path / "report.json")]) == 0
+    assert "samples.loss" in json.loads((tmp_path / "report.json").read_text())
 
 
 def test_mistakes_are_one_line_and_guesses_are_warned_of(told, trained, tmp_path, error_of):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ActionParser, ArgumentParser
@@ -15,10 +15,13 @@ from wsflow.zoo import commands as zoo_commands
 APPENDED = re.compile(r"^--aligner(=(?!\[).*)?$")
 """An aligner of several; a list in brackets replaces what came before."""
 
+CONDITION = """What a flow with labels is asked for: loss=0.2, loss=0.1,0.2 (each network takes the next) or a range
+loss=0.1:0.5; of several labels one after another."""
+
 
 def predict(args: Sequence[str]) -> None:
     """Generate networks from a checkpoint."""
-    call(commands.predict, "predict", args, several=["condition"])
+    call(commands.predict, "predict", args, several={"condition": CONDITION})
 
 
 def evaluate(args: Sequence[str]) -> None:
@@ -126,19 +129,21 @@ def zoo(args: Sequence[str]) -> None:
     getattr(zoo_commands, config.command)(**config[config.command].as_dict())
 
 
-def call(function: Callable[..., None], name: str, args: Sequence[str], several: Sequence[str] = ()) -> None:
+def call(
+    function: Callable[..., None], name: str, args: Sequence[str], several: Mapping[str, str] | None = None
+) -> None:
     """Call a function with arguments parsed by its signature; what is False by default can be given as a switch.
 
     Args:
         function: The function.
         name: Of the command.
         args: What follows it.
-        several: Arguments that take words, as many as are given.
+        several: Arguments that take words, as many as are given, with their help.
     """
     parser = ArgumentParser(prog=f"wsflow {name}", description=summary(function), exit_on_error=False)
-    for word in several:
-        parser.add_argument(f"--{word}", nargs="+", type=str, help="See the command's documentation.")
-    parser.add_function_arguments(function, as_group=False, sub_configs=True, skip=set(several))
+    for word, text in (several or {}).items():
+        parser.add_argument(f"--{word}", nargs="+", type=str, help=text)
+    parser.add_function_arguments(function, as_group=False, sub_configs=True, skip=set(several or ()))
     switches = {f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.default is False}
     given = [f"{arg}=true" if arg in switches else arg for arg in args]
     function(**parser.instantiate_classes(parser.parse_args(given)).as_dict())
