@@ -14,7 +14,8 @@ FENCE = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize(
-    ("page", "least"), [("symmetries.md", 11), ("fields.md", 6), ("large_networks.md", 2), ("bayes.md", 4)]
+    ("page", "least"),
+    [("symmetries.md", 11), ("fields.md", 6), ("large_networks.md", 2), ("sampling.md", 8), ("bayes.md", 4)],
 )
 def test_examples_run_and_print_what_the_page_says(page: str, least: int) -> None:
     names: dict[str, object] = {"__name__": page}
