@@ -97,6 +97,9 @@ def test_tables_hold_the_numbers_of_the_evaluation(page, run):
         for kind in ("samples", "heldout"):
             assert f"{report[f'{kind}.accuracy']:.3f} ± {report[f'{kind}.accuracy.std']:.3f}" in page.cells
         assert f"{report['samples.nn_ratio.function']:.3f}" in page.cells
+        if case == "few":  # whose networks are looked at
+            for kind in ("samples", "heldout"):
+                assert f"{report[f'{kind}.ensemble_nll']:.4f}" in page.cells
         assert f"{1e3 * report['timing.seconds_per_network']:.3g}" in page.cells
 
 

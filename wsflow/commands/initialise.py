@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from wsflow.callbacks.atomic import replacing
 from wsflow.commands.equal_cost import recorded_collector
 from wsflow.commands.run import shown
 from wsflow.description import build, plain
@@ -96,11 +97,12 @@ def initialise(
         "origin": _origin(plan, samples, n, seeds),
         "kinds": {kind: summary(curves, level) for kind, curves in found.items()},
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "initialisation.json").write_text(json.dumps(result, indent=1) + "\n")
     from wsflow.uses.figures import save_learning_curves  # matplotlib takes its time to import
 
+    folder.mkdir(parents=True, exist_ok=True)
     save_learning_curves(result, folder)
+    with replacing(folder / "initialisation.json") as file:
+        file.write((json.dumps(result, indent=1) + "\n").encode())
     print(markdown(result))
     print(f"curves in {shown(folder)}")
 

@@ -11,6 +11,7 @@ from wsflow.description import build
 from wsflow.report.markup import definitions, missing
 from wsflow.report.runs import Run
 from wsflow.tasks import BaseTask
+from wsflow.weightspace import WeightSpace
 from wsflow.zoo import Zoo, ZooError
 
 NEW, OLD = 0.9, -2.0
@@ -38,8 +39,8 @@ def card(run: Run, flow: Flow | None, licence: str | None) -> str:
     """
     entries = [
         ("Model", escape(_model(run, flow))),
-        ("Networks", escape(_networks(flow))),
-        ("Data", _data(flow)),
+        ("Networks", escape(_networks(_known(run, flow, "space")))),
+        ("Data", _data(_known(run, flow, "data"))),
         ("Licence", escape(licence or "not stated: whoever publishes the flow or its networks has to state one")),
         ("Intended use", escape(USE)),
         ("Novelty test", _novelty(run)),
@@ -70,19 +71,25 @@ def _model(run: Run, flow: Flow | None) -> str:
     return f"A flow in weight space ({names}); {parameters:,} parameters; checkpoint {run.checkpoint.name}."
 
 
-def _networks(flow: Flow | None) -> str:
-    if flow is None:
+def _known(run: Run, flow: Flow | None, name: str) -> Any:
+    """What the checkpoint or, where it cannot be read, generated networks say of the space or the data."""
+    if flow is not None:
+        return flow.data if name == "data" else flow.weight_space.description
+    return next((case.manifest[name] for case in run.cases if case.manifest.get(name)), None)
+
+
+def _networks(described: Any) -> str:
+    if not described:
         return "not known"
-    space = flow.weight_space
-    described = space.description or {}
     given = ", ".join(f"{key}={value}" for key, value in described.get("init_args", {}).items())
-    return f"{str(described.get('class_path', 'networks')).rpartition('.')[2]}({given}), {space.dim:,} weights each."
+    dim = WeightSpace.from_description(described).dim
+    return f"{str(described['class_path']).rpartition('.')[2]}({given}), {dim:,} weights each."
 
 
-def _data(flow: Flow | None) -> str:
-    if flow is None or not flow.data:
-        return missing("The data's origin", "the checkpoint does not name it")
-    arguments = flow.data.get("init_args", {})
+def _data(described: Any) -> str:
+    if not described:
+        return missing("The data's origin", "neither checkpoint nor networks name it")
+    arguments = described.get("init_args", {})
     task = build(arguments["task"])
     if not isinstance(task, BaseTask):
         return missing("The data's origin", "the checkpoint names no base task")

@@ -58,8 +58,9 @@ def training_curves(curves: Mapping[str, Curve], label: str, held: Mapping[str, 
         label: Of the vertical axis.
         held: The same of validation runs, by run, drawn dashed.
     """
-    rows = -(-len(curves) // 2) if len(curves) > 1 else 0
-    figure, axes = _plot(HEIGHT + 0.22 * rows)
+    columns = 2 if max(map(len, curves)) <= 16 else 1
+    rows = -(-len(curves) // columns) if len(curves) > 1 else 0
+    figure, axes = _plot(HEIGHT + 0.2 * rows)
     colors = mpl.color_sequences["tab10"]
     for number, (name, points) in enumerate(curves.items()):
         style: dict[str, Any] = {
@@ -72,12 +73,12 @@ def training_curves(curves: Mapping[str, Curve], label: str, held: Mapping[str, 
             style["color"] = HELDOUT if len(curves) == 1 else style["color"]
             axes.plot(*_columns(other), linestyle="--", label="validation" if len(curves) == 1 else None, **style)
     values = [value for points in (*curves.values(), *(held or {}).values()) for _, value in points]
-    if values and min(values) > 0 and max(values) > 3 * min(values):
+    if values and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
     axes.set_xlabel("training step")
     axes.set_ylabel(label)
     if len(curves) > 1:
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7.5)
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
     else:
         axes.legend(frameon=False, fontsize=9)
     return figure

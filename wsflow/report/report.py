@@ -7,7 +7,7 @@ from datetime import date
 from html import escape
 from pathlib import Path
 
-from wsflow.report.markup import page
+from wsflow.report.markup import details, page
 from wsflow.report.networks import Library
 from wsflow.report.runs import read_runs
 from wsflow.report.sections import Gallery, sections, study, write
@@ -52,10 +52,11 @@ def report(
     progress("tables and figures")
     parts = sections(studied, gallery, licence)
     heading = title or (runs[0].name if len(runs) == 1 else f"{len(runs)} flows in weight space")
-    lead = f"<p>{len(runs)} run{'s' * (len(runs) > 1)}, {date.today().isoformat()}. Runs: " + ", ".join(
-        f"<code>{escape(_shown(run.folder))}</code>" for run in runs
-    )
-    return write(Path(folder), page(heading, lead + ".</p>", parts), gallery)
+    folders = ", ".join(f"<code>{escape(_shown(run.folder))}</code>" for run in runs)
+    lead = f"<p>{date.today().isoformat()}, of {folders}.</p>"
+    if len(runs) > 1:
+        lead = f"<p>{date.today().isoformat()}.</p>\n" + details(f"{len(runs)} run folders", f"<p>{folders}</p>")
+    return write(Path(folder), page(heading, lead, parts), gallery)
 
 
 def _shown(folder: Path) -> str:
