@@ -119,7 +119,7 @@ def _starts(zoo: Zoo, initializer: Initializer | None, split: str, n: int, seed:
     yield "generated, shuffled", shuffled(zoo.space, rows, generator)
     if data is not None and len(data.rows(split)) >= (seed + 1) * n:
         runs = data.rows(split, final_only=True)[seed * n : (seed + 1) * n]
-        yield f"trained on {data.task.name}", data.zoo.rows(runs)
+        yield f"trained on {type(data.task).__name__}", data.zoo.rows(runs)
 
 
 def _data(zoo: Zoo) -> ZooDataModule | None:
