@@ -39,6 +39,17 @@ def test_generated_networks_as_in_python(trained, tmp_path):
     torch.testing.assert_close(torch.tensor(json.loads(out.read_text())["log_density"]), expected.value)
 
 
+def test_on_spheres(command, tmp_path, capsys):
+    overlays = ("geometry/geometric", "coupling/independent")
+    options = ["--model.prior=ProjectedNormal", "--model.prior.std=0.5", "--model.prior.scale=2", "--data.aligner=null"]
+    assert main(command("fit", *options, "--trainer.max_epochs=1", overlays=overlays)) == 0
+    checkpoint = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    capsys.readouterr()
+    assert main(["likelihood", "--ckpt_path", checkpoint, "--n=2", "--steps=2", "--solver=Heun"]) == 0
+    assert "33 spheres and 35 lines, 770 dimensions" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "likelihood.json").read_text())["measure"].startswith("volume of the canon")
+
+
 def test_mistakes_end_in_one_line(trained, error_of):
     assert "n must be at least 1" in error_of(["likelihood", "--ckpt_path", str(trained), "--n=0"])
 
