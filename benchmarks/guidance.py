@@ -145,14 +145,12 @@ def main() -> None:
     args.judge = getattr(tasks, args.task)() if args.task else flow.task
     name = args.name or f"{args.checkpoint.parents[2].name}_{args.judge.name}"
     print(name)
-    setting = {
-        key: getattr(args, key)
-        for key in ("strengths", "rates", "select_steps", "batch_size", "begin", "fall", "n", "seeds")
-    }
-    result = {"setting": setting, "steps": {str(steps): measured(flow, args, steps) for steps in args.steps}}
+    names = ("strengths", "rates", "select_steps", "batch_size", "begin", "fall", "n", "seeds")
+    setting = {key: getattr(args, key) for key in names}
+    rows = {str(steps): setting | measured(flow, args, steps) for steps in args.steps}
     known = json.loads(args.output.read_text()) if args.output.exists() else {}
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(known | {name: result}, indent=2) + "\n")
+    args.output.write_text(json.dumps(known | {name: known.get(name, {}) | rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
