@@ -168,3 +168,28 @@ def test_every_aligner_is_measured_to_every_target(tmp_path: Path) -> None:
     few = barrier.shown(results)
     assert few[:3] == results[:3]
     assert min((r for r in results if r.target == "one network"), key=lambda r: r.barriers.mean) in few
+
+
+def test_guidance_is_measured_beside_descent_at_the_same_cost() -> None:
+    import guidance
+
+    from wsflow.api import Flow
+
+    task = BreastCancer([30, 4, 2])
+    module = FlowMatchingModule(dict(task.space.description or {}), field=partial(MLPField, width=4, depth=1))
+    flow = Flow(module, {"data": {"init_args": {"task": task.description}}})
+    args = guidance.argparse.Namespace(
+        judge=task, batch_size=None, begin=0.0, fall=0.0, n=8, seeds=[0, 1], strengths=[0.5, 1e9], rates=[0.1, 1e9]
+    )
+    args.select_steps = 2
+    row = guidance.measured(flow, args, steps=4)
+    assert (row["strength"], row["rate_random"], row["rate_flow"]) == (0.5, 0.1, 0.1)
+    for name in ("guided", "descent_random", "descent_flow"):
+        assert all(after < before for after, before in zip(row[name]["loss"], row["flow"]["loss"], strict=True))
+
+
+def test_requests_are_spread_over_the_logarithm() -> None:
+    from conditioning import spread
+
+    labels = torch.logspace(-2, 0, 201)[torch.randperm(201)]
+    torch.testing.assert_close(spread(labels, 5), torch.logspace(-2, 0, 5))
