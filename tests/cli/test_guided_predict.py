@@ -33,7 +33,8 @@ def predict(trained, tmp_path):
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
 def test_a_shipped_file_guides_and_is_recorded(file, predict, trained):
-    own = ["--guidance.init_args.objective.init_args.task", "BreastCancer"] if "fashion" in file.stem else []
+    other = ["--guidance.init_args.objective.init_args.task", "BreastCancer", "--guidance.init_args.strength", "1"]
+    own = other if "fashion" in file.stem else []
     guided, record = predict("--guidance", str(file), *own)
     assert record["init_args"]["seed"] == 0
     assert not torch.allclose(wsflow.load(trained).sample(8, sampler=Sampler(steps=3)), guided, atol=1e-3)
