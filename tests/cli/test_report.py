@@ -59,6 +59,7 @@ def run(trained, tmp_path_factory) -> Path:
         drawn = ["predict", "--ckpt_path", checkpoint, "--n=6", f"--steps={steps}", "--accelerator=cpu"]
         assert main([*drawn, "--out", samples]) == 0
         assert main(["evaluate", "--samples", samples, "--split=test", "--n=6", "--baselines=false"]) == 0
+    assert main(["bayes", "--samples", str(folder / "few" / "samples"), "--split=test", "--sizes=1,3"]) == 0
     return folder
 
 
@@ -101,6 +102,12 @@ def test_tables_hold_the_numbers_of_the_evaluation(page, run):
             for kind in ("samples", "heldout"):
                 assert f"{report[f'{kind}.ensemble_nll']:.4f}" in page.cells
         assert f"{1e3 * report['timing.seconds_per_network']:.3g}" in page.cells
+
+
+def test_ensembles_that_were_scored_are_shown(page, run):
+    (networks,) = json.loads((run / "few" / "bayes.json").read_text())["networks"].values()
+    scores = networks["sizes"]["3"]
+    assert any(cell.startswith(f"{scores['mean']['brier']:.4f}") for cell in page.cells)
 
 
 def test_settings_and_card(page):

@@ -67,7 +67,7 @@ def training_curves(curves: Mapping[str, Curve], label: str, held: Mapping[str, 
             "color": GENERATED if len(curves) == 1 else colors[number % len(colors)],
             "linewidth": 1.3,
         }
-        axes.plot(*_columns(points), label=name if len(curves) > 1 else "train", alpha=0.85, **style)
+        axes.plot(*_columns(points), label=name if len(curves) > 1 else "train" if held else None, alpha=0.85, **style)
         other = (held or {}).get(name, [])
         if other:
             style["color"] = HELDOUT if len(curves) == 1 else style["color"]
@@ -79,7 +79,7 @@ def training_curves(curves: Mapping[str, Curve], label: str, held: Mapping[str, 
     axes.set_ylabel(label)
     if len(curves) > 1:
         figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
-    else:
+    elif held:
         axes.legend(frameon=False, fontsize=9)
     return figure
 

@@ -125,7 +125,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _read(folder: Path, name: str) -> Run:
     cases = sorted(_cases(folder), key=lambda case: (case.name not in ("", folder.parent.name), case.name))
     settings = _yaml(folder / SETTINGS)
-    timing = _json(folder / "timing.json") if (folder / "timing.json").exists() else {}
+    timing = read_json(folder / "timing.json") if (folder / "timing.json").exists() else {}
     return Run(name, folder, _checkpoint(folder, cases), settings, cases, _curves(folder), timing)
 
 
@@ -139,12 +139,12 @@ def _cases(folder: Path) -> Iterator[Case]:
     for file in (folder / REPORT, *folder.glob(f"*/{REPORT}")):
         if not file.exists():
             continue
-        values = _json(file)
+        values = read_json(file)
         if not isinstance(values.get("origin"), dict):
             raise ValueError(f"{file} is no report of wsflow evaluate: it does not say what it is of")
         places = [Path(values["origin"].get("samples") or ""), file.parent / "samples"]
         samples = next((place for place in places if (place / "zoo.json").is_file()), None)
-        manifest = _json(samples / "zoo.json") if samples is not None else {}
+        manifest = read_json(samples / "zoo.json") if samples is not None else {}
         yield Case(file.parent.relative_to(folder).as_posix().removeprefix("."), values, samples, manifest)
 
 
@@ -160,7 +160,12 @@ def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted(points.items()) for name, points in sorted(curves.items())}
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The mapping that a file holds.
+
+    Raises:
+        ValueError: where it holds none.
+    """
     try:
         found = json.loads(file.read_text())
     except ValueError as error:

@@ -6,7 +6,6 @@ that the base task has no numbers for.
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from wsflow.report.card import card
 from wsflow.report.markup import Section, details, missing, paragraph, picture, preformatted, table
 from wsflow.report.markup import figures as grid
 from wsflow.report.networks import Library, MissingError, Networks
-from wsflow.report.runs import Case, Run
+from wsflow.report.runs import Case, Run, read_json
 from wsflow.uses.figures import learning_curve_figure
 from wsflow.uses.result import rows
 from wsflow.zoo import Zoo
@@ -132,7 +131,15 @@ def _averaged(studied: Sequence[Studied]) -> str:
         except (ValueError, OSError) as error:
             gone.append(missing(f"The average of {one.run.name}", str(error)))
     size = f"{sizes.pop()} networks" if len(sizes) == 1 else "as many generated as held-out networks"
-    return "\n".join([*([tables.averaged(found, size)] if found else []), *gone])
+    parts = [tables.averaged(found, size)] if found else []
+    for one in studied:
+        for file in sorted(one.run.folder.glob("**/bayes.json")):
+            words = f"Ensembles by size: {one.run.name}"
+            try:
+                parts.append(details(words, tables.ensembles(read_json(file))))
+            except (KeyError, ValueError) as error:
+                gone.append(missing(words, f"{file.name} cannot be read ({type(error).__name__})"))
+    return "\n".join([*parts, *gone])
 
 
 def _training(runs: Sequence[Run], gallery: Gallery) -> str:
@@ -142,7 +149,7 @@ def _training(runs: Sequence[Run], gallery: Gallery) -> str:
         if curves:
             others = {run.name: run.curves[held] for run in runs if held in run.curves} if held else None
             figure = figures.training_curves(curves, label, others)
-            note = "Dashed: validation runs." if others else "In training, on validation runs' terms."
+            note = "Dashed: validation runs." if others else "Scored in training, on validation data."
             name = key.replace("/", "-")
             pictures.append(gallery.add(f"training-{name}", figure, f"{label} over training steps", note))
     gone = [missing(f"The training curve of {run.name}", "its folder holds no logs") for run in runs if not run.curves]
@@ -308,15 +315,22 @@ def _initialisation(one: Studied, gallery: Gallery) -> str:
     files = sorted(one.run.folder.glob("**/initialisation.json"))
     parts = []
     for file in files:
-        result: dict[str, Any] = json.loads(file.read_text())
-        task = str(result["origin"]["task"]["class_path"]).rpartition(".")[2]
-        place = file.parent.relative_to(one.run.folder).as_posix().replace("/", "-")
-        name = f"{one.run.name}-{place}"
-        figure = learning_curve_figure(result)
-        caption = f"Generated networks as starts of training on {task}: mean and standard deviation over seeds."
-        head, *lines = rows(result)
-        parts += [gallery.add(name, figure, f"Learning curves on {task}", caption, wide=True), table(head, lines)]
+        try:
+            parts += _curves(one.run, file, gallery)
+        except (KeyError, ValueError) as error:
+            parts.append(missing(file.name, f"it cannot be read ({type(error).__name__})"))
     return "\n".join(["<h3>As starts of training</h3>", *parts]) if parts else ""
+
+
+def _curves(run: Run, file: Path, gallery: Gallery) -> list[str]:
+    """Figure and table of a comparison of starts."""
+    result = read_json(file)
+    task = str(result["origin"]["task"]["class_path"]).rpartition(".")[2]
+    name = f"{run.name}-{file.parent.relative_to(run.folder).as_posix().replace('/', '-')}"
+    caption = f"Generated networks as starts of training on {task}: mean and standard deviation over seeds."
+    head, *lines = rows(result)
+    figure = learning_curve_figure(result)
+    return [gallery.add(name, figure, f"Learning curves on {task}", caption, wide=True), table(head, lines)]
 
 
 def _short(value: Any) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from wsflow.bayes.table import COLUMNS as AVERAGED
 from wsflow.metrics.report import COLUMNS, caption, cell, shown
 from wsflow.report.markup import table
 from wsflow.report.runs import Case, Run, flat
@@ -50,9 +52,11 @@ def evaluations(runs: Sequence[Run]) -> str:
 def baselines(case: Case) -> str:
     """Everything that one evaluation holds: generated and held-out networks, and baselines."""
     rows, columns = shown(case.values)
-    lines = (
-        [label.strip(), *(cell(case.values, f"{prefix}{key}") for key in columns)] for prefix, label in rows.items()
-    )
+    lines, last = [], ""
+    for prefix, label in rows.items():  # an indented label belongs to the row above it
+        last = last if label.startswith(" ") else label
+        name = f"{last}, {label.strip()}" if label.startswith(" ") else label
+        lines.append([name, *(cell(case.values, f"{prefix}{key}") for key in columns)])
     return table(["networks", *(COLUMNS[key] for key in columns)], lines, caption(case.values, rows, columns) or "")
 
 
@@ -87,6 +91,34 @@ def averaged(found: Mapping[str, Mapping[str, Mapping[str, float]]], size: str) 
         for name, kinds in found.items()
     ]
     return table(head, rows, f"The averaged prediction of {size}; lower is better for all but accuracy.")
+
+
+def ensembles(found: Mapping[str, Any]) -> str:
+    """Scores of ensembles by their number of networks, as ``wsflow bayes`` wrote them.
+
+    Args:
+        found: The contents of its ``bayes.json``.
+    """
+    lines = [
+        (name, size, values)
+        for name, networks in found["networks"].items()
+        for size, values in networks["sizes"].items()
+    ]
+    keys = [key for key in AVERAGED if any(key in values["mean"] for *_, values in lines)]
+    rows = [
+        [f"{name}, {size}", *(_spread(values, key) for key in keys), str(values["ensembles"])]
+        for name, size, values in lines
+    ]
+    head = ["networks averaged", *(AVERAGED[key] for key in keys), "ensembles"]
+    text = f"±: standard deviation over ensembles; {found['origin'].get('split', 'unknown')} data."
+    return table(head, rows, text)
+
+
+def _spread(values: Mapping[str, Any], key: str) -> str:
+    mean, spread = (values[name].get(key) for name in ("mean", "std"))
+    if mean is None:
+        return MISSING
+    return f"{mean:.4f}" + (f" ± {spread:.4f}" if spread is not None and values["ensembles"] > 1 else "")
 
 
 def _row(name: str, case: Case, keys: Iterable[str]) -> list[str]:
