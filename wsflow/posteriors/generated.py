@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from wsflow.fields import GradientInformed, VectorField
 from wsflow.flow import Sampler
 from wsflow.posteriors.base import Draws, PosteriorMethod
 from wsflow.tasks.base import BaseTask
@@ -30,7 +31,7 @@ class FlowEnsemble(PosteriorMethod):
         self.checkpoint, self.sampler, self.first = checkpoint, sampler, first
 
     def fit(self, task: BaseTask, n: int, seed: int) -> Draws:
-        """Generate n networks; seconds are those of sampling.
+        """Generate n networks; seconds are those of sampling, and so are gradients, of fields that take some.
 
         ``notes`` hold what was paid for once, as far as the checkpoint and its folder say: seconds of the flow's
         training, the networks that it was trained on and the gradient evaluations that trained these.
@@ -43,15 +44,23 @@ class FlowEnsemble(PosteriorMethod):
         flow = load(self.checkpoint.format(seed=seed))
         if flow.weight_space != task.space:
             raise ValueError(f"{self.checkpoint} generates networks of another architecture than task {task.name}")
+        sampler = self.sampler or Sampler()
         began = time.process_time()
-        theta = flow.sample(n, seed, self.sampler, first=self.first)
+        theta = flow.sample(n, seed, sampler, first=self.first)
         seconds = time.process_time() - began
-        return Draws(theta, seconds=seconds, notes={**self._fit_seconds(seed), **_zoo(flow.data)})
+        gradients = n * sampler.evaluations * part_seen(flow.module.field, task)
+        notes = {**self._fit_seconds(seed), **_zoo(flow.data)}
+        return Draws(theta, seconds=seconds, gradient_evaluations=gradients, notes=notes)
 
     def _fit_seconds(self, seed: int) -> dict[str, float]:
         file = Path(self.checkpoint.format(seed=seed)).parent.parent / "timing.json"
         times = json.loads(file.read_text()) if file.is_file() else {}
         return {"flow.fit_seconds": float(times["fit"])} if "fit" in times else {}
+
+
+def part_seen(field: VectorField, task: BaseTask) -> float:
+    """The part of the train split that one evaluation of the field takes a gradient on."""
+    return len(field.inputs) / len(task.data("train")[0]) if isinstance(field, GradientInformed) else 0.0
 
 
 def _zoo(data: Mapping[str, Any] | None) -> dict[str, float]:
