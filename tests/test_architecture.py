@@ -39,7 +39,7 @@ ROOMS: dict[str, set[str]] = {
     "callbacks": {*MATHEMATICS, "tasks", "zoo", "metrics", "module", "sampling", "description"},
     "api": {*MATHEMATICS, "tasks", "zoo", "metrics", "module", "callbacks", "description", "likelihood"},
     "bayes": {"weightspace", "tasks"},
-    "posteriors": {"weightspace", "tasks", "bayes", "zoo", "fields", "flow", "api"},  # api: a flow is one of the methods
+    "posteriors": {"weightspace", "tasks", "bayes", "zoo", "fields", "flow", "api"},  # a flow is one of them
     "report": {
         *MATHEMATICS,
         "tasks",
