@@ -10,7 +10,7 @@ from conftest import describe
 from planted_task import Small, networks
 
 from wsflow.fields import Endpoint, MLPField, RelationalTransformer, SelfConditioned, Velocity, follow, predict
-from wsflow.fields.self_conditioned import pair_space
+from wsflow.fields.pairs import pair_space
 from wsflow.flow import Euler, Sampler
 from wsflow.geometry import Euclidean, Geometric
 from wsflow.module import FlowMatchingModule

@@ -18,7 +18,7 @@ inputs; nothing is descended, and nothing is added to the velocity.  But a sampl
 evaluation of the field, beside the field itself, where training takes hundreds of steps.
 
 *Symmetry.*  The loss does not change when hidden neurons are permuted, so its gradient moves as the weights do, and a
-field that is equivariant on pairs (:func:`wsflow.fields.self_conditioned.pair_space`) is so here.
+field that is equivariant on pairs (:func:`wsflow.fields.pairs.pair_space`) is so here.
 
 S travels with the checkpoint: sampling needs no data.  The loss is what the output says: cross-entropy after a softmax,
 squared error otherwise.
@@ -36,13 +36,13 @@ from torch.nn import functional as F
 
 from wsflow.fields.base import VectorField
 from wsflow.fields.neuron_transformer import NeuronTransformer
-from wsflow.fields.self_conditioned import pair_space
+from wsflow.fields.pairs import PairField
 from wsflow.geometry import Geometry
 from wsflow.weightspace import WeightSpace
 from wsflow.weightspace.statistics import batch_statistics
 
 
-class GradientInformed(VectorField):
+class GradientInformed(PairField):
     """Any field, given the gradient of the base task's train loss at its state.
 
     Args:
@@ -59,8 +59,6 @@ class GradientInformed(VectorField):
     inputs: Tensor
     targets: Tensor
     gradient_scale: Tensor
-    _first: Tensor
-    _order: Tensor
     _geometry: Geometry | None
 
     def __init__(
@@ -71,15 +69,12 @@ class GradientInformed(VectorField):
         points: int = 1024,
         condition: int = 0,
     ) -> None:
-        super().__init__(space, extra)
         if points < 1:
             raise ValueError(f"points must be at least 1, got {points}")
         if type(space.template) is nn.Identity:
             raise ValueError("GradientInformed takes the loss of its space's network, and this space has no network")
+        super().__init__(space, extra, field or NeuronTransformer, condition)
         self.points = points
-        make: Callable[..., VectorField] = field or NeuronTransformer
-        told = {"condition": condition} if condition else {}
-        self.field = make(self._follow(space), 2 * extra, **told)
         self.register_buffer("gradient_scale", torch.ones(()))
         self.register_buffer("inputs", torch.empty(0))
         self.register_buffer("targets", torch.empty(0))
@@ -114,8 +109,7 @@ class GradientInformed(VectorField):
             ValueError: where no task has been attached, and as every field does.
         """
         self._check(x, "states")
-        output: Tensor = self.field(self._pair(x, self.gradient(x)), t, condition)[:, self._first]
-        return output
+        return self._on_pair(x, self.gradient(x), t, condition)
 
     def gradient(self, x: Tensor) -> Tensor:
         """g(x), (B, D + extra); differentiable."""
@@ -156,22 +150,8 @@ class GradientInformed(VectorField):
     def _classifies(self) -> bool:
         return any(group.role == "output" and group.activation == "softmax" for group in self.space.groups)
 
-    def _pair(self, x: Tensor, gradient: Tensor) -> Tensor:
-        dim = self.space.dim
-        weights = torch.cat([x[:, :dim], gradient[:, :dim]], dim=1)[:, self._order]
-        return torch.cat([weights, x[:, dim:], gradient[:, dim:]], dim=1)
-
-    def _follow(self, space: WeightSpace) -> WeightSpace:
-        """Set the order of coordinates; returns the space of pairs."""
-        pairs, order = pair_space(space)
-        extra = torch.arange(self.extra) + pairs.dim
-        self.register_buffer("_order", order.to(self._entry.device), persistent=False)
-        first = torch.cat([order.argsort()[: space.dim], extra])
-        self.register_buffer("_first", first.to(self._entry.device), persistent=False)
-        return pairs
-
     def _bind(self, space: WeightSpace) -> None:
-        self.field = self.field.bind(self._follow(space))
+        super()._bind(space)
         object.__setattr__(self, "_geometry", None)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -10,7 +10,7 @@ evaluation is handed on to the next, at no cost.  The validation loss is taken w
 
 *No field has to know of it.*  The pair :math:`(x_t, \tilde x_1)` is a point of the weight space of the same network
 with two numbers in the place of each weight, a kernel of twice the size: the field runs on that space
-(:func:`pair_space`), and half of its output is used.  A field that is equivariant there is so in both arguments.
+(:mod:`wsflow.fields.pairs`), and half of its output is used.  A field equivariant there is so in both arguments.
 
 What samples follow is no longer the flow of one vector field, as the velocity depends on the steps before; nothing here
 needs that it is.
@@ -18,20 +18,20 @@ needs that it is.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from wsflow.fields.base import VectorField
+from wsflow.fields.pairs import PairField
 from wsflow.fields.parametrization import Parametrization
 from wsflow.fields.relational_transformer import RelationalTransformer
 from wsflow.geometry import Geometry
-from wsflow.weightspace import GroupVector, WeightBlock, WeightSpace
+from wsflow.weightspace import WeightSpace
 
 
-class SelfConditioned(VectorField):
+class SelfConditioned(PairField):
     """Any field, given its last estimate of the endpoint.
 
     Args:
@@ -45,9 +45,6 @@ class SelfConditioned(VectorField):
         ValueError: for a probability out of [0, 1].
     """
 
-    _first: Tensor
-    _order: Tensor
-
     def __init__(
         self,
         space: WeightSpace,
@@ -56,20 +53,15 @@ class SelfConditioned(VectorField):
         probability: float = 0.5,
         condition: int = 0,
     ) -> None:
-        super().__init__(space, extra)
         if not 0 <= probability <= 1:
             raise ValueError(f"probability must lie in [0, 1], got {probability}")
+        super().__init__(space, extra, field or RelationalTransformer, condition)
         self.probability = probability
-        make: Callable[..., VectorField] = field or RelationalTransformer
-        told = {"condition": condition} if condition else {}
-        self.field = make(self._follow(space), 2 * extra, **told)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, estimate: Tensor | None = None) -> Tensor:
         """The field's output, (B, D + extra), at states x, times t and estimates (B, D + extra); 0 where None."""
         self._check(x, "states")
-        pair = self._pair(x, torch.zeros_like(x) if estimate is None else estimate)
-        output: Tensor = self.field(pair, t, condition)[:, self._first]
-        return output
+        return self._on_pair(x, torch.zeros_like(x) if estimate is None else estimate, t, condition)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, target: Tensor) -> None:
@@ -79,47 +71,6 @@ class SelfConditioned(VectorField):
     def draws_estimate(self, generator: torch.Generator | None) -> bool:
         """Whether a training step has an estimate."""
         return float(torch.rand((), generator=generator)) < self.probability
-
-    def _pair(self, x: Tensor, estimate: Tensor) -> Tensor:
-        dim = self.space.dim
-        weights = torch.cat([x[:, :dim], estimate[:, :dim]], dim=1)[:, self._order]
-        return torch.cat([weights, x[:, dim:], estimate[:, dim:]], dim=1)
-
-    def _follow(self, space: WeightSpace) -> WeightSpace:
-        """Set the order of coordinates; returns the space of pairs."""
-        pairs, order = pair_space(space)
-        extra = torch.arange(self.extra) + pairs.dim
-        self.register_buffer("_order", order.to(self._entry.device), persistent=False)
-        first = torch.cat([order.argsort()[: space.dim], extra])
-        self.register_buffer("_first", first.to(self._entry.device), persistent=False)
-        return pairs
-
-    def _bind(self, space: WeightSpace) -> None:
-        self.field = self.field.bind(self._follow(space))
-
-
-def pair_space(space: WeightSpace) -> tuple[WeightSpace, Tensor]:
-    """The space of pairs of networks: every edge and neuron carries the numbers of both.
-
-    It has no rescalings, statistics or network of its own.
-
-    Returns:
-        The space, and (2 D,) where each of its coordinates stands in the two networks one after the other.
-
-    Raises:
-        ValueError: for a tensor of pieces that cannot be widened alike.
-    """
-    blocks, vectors = tuple(map(_wide_block, space.blocks)), tuple(map(_wide_vector, space.vectors))
-    pieces: tuple[WeightBlock | GroupVector, ...] = (*space.blocks, *space.vectors)
-    wides: tuple[WeightBlock | GroupVector, ...] = (*blocks, *vectors)
-    pairs = WeightSpace(space.groups, blocks, vectors)
-    places, order = torch.arange(2 * space.dim), torch.full((2 * space.dim,), -1)
-    for piece, wide in zip(pieces, wides, strict=True):
-        first = piece.view(places[: space.dim])
-        order[wide.view(places)] = torch.cat([first, first + space.dim], dim=-1)
-    if not torch.equal(order.sort().values, places):
-        raise ValueError("self-conditioning cannot pair tensors that list some neurons by position and others not")
-    return pairs, order
 
 
 def predict(
@@ -157,27 +108,3 @@ def follow(
         return parametrization.velocity(output, geometry, x, t)
 
     return velocity
-
-
-def _wide_block(block: WeightBlock) -> WeightBlock:
-    return dataclasses.replace(
-        block,
-        kernel=(2, *block.kernel),
-        shape=(*block.shape, 2),
-        start=2 * block.start,
-        column=2 * block.column,
-        source_scale=None,
-        target_scale=None,
-    )
-
-
-def _wide_vector(vector: GroupVector) -> GroupVector:
-    return dataclasses.replace(
-        vector,
-        depth=2 * vector.depth,
-        shape=(2, *vector.shape) if vector.leading else (*vector.shape, 2),
-        start=2 * vector.start,
-        row=vector.row if vector.leading else 2 * vector.row,
-        scale=None,
-        source_scale=None,
-    )
