@@ -41,12 +41,12 @@ LATENT = "geometry/latent"
 def test_no_config_is_left_out() -> None:
     """Each is trained with here or, as those that experiments name, parsed in test_experiment.py.
 
-    Guidance and conditions have tests of their own.
+    Guidance, conditions and comparisons have tests of their own.
     """
     experiments = sorted((CONFIGS / "experiments").glob("*.yaml"))
     named = {path.resolve() for file in experiments for case in cases(file) for path in all_configs(case)}
     shipped = {path.resolve() for path in CONFIGS.rglob("*.yaml")} - {file.resolve() for file in experiments}
-    for folder in ("guidance", "condition"):
+    for folder in ("guidance", "condition", "baselines"):
         shipped -= {path.resolve() for path in (CONFIGS / folder).glob("*.yaml")}
     tested = {name for name, _ in CASES.values()} | set(chain(*(overlays for _, overlays in CASES.values()))) | {LATENT}
     assert shipped == named | {(CONFIGS / f"{name}.yaml").resolve() for name in tested}

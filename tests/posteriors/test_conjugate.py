@@ -52,7 +52,7 @@ def test_hmc_says_that_its_chains_agree(task: Line) -> None:
 
 
 def test_mean_field_has_the_inverse_diagonal_of_the_precision(task: Line) -> None:
-    method = MeanFieldVI(SHORT, epochs=250, batch_size=40, lr=0.05, samples=8, initial_std=0.1, **PROBLEM)
+    method = MeanFieldVI(SHORT, epochs=500, batch_size=40, lr=0.05, samples=16, initial_std=0.1, **PROBLEM)
     theta, exact = method.fit(task, 4000, seed=0).theta, posterior(task)
     assert theta is not None
     wanted = torch.linalg.inv(exact.covariance).diagonal().reciprocal().diag()
