@@ -10,7 +10,7 @@ from conftest import describe
 from planted_task import Small, networks
 
 from wsflow.fields import Endpoint, MLPField, RelationalTransformer, SelfConditioned, Velocity, follow, predict
-from wsflow.fields.pairs import pair_space
+from wsflow.fields.stacks import stacked_space
 from wsflow.flow import Euler, Sampler
 from wsflow.geometry import Euclidean, Geometric
 from wsflow.module import FlowMatchingModule
@@ -52,7 +52,7 @@ def any_space(request) -> WeightSpace:
 
 
 def test_a_pair_holds_both_networks(any_space):
-    pairs, order = pair_space(any_space)
+    pairs, order = stacked_space(any_space, 2)
     x, y = torch.randn(2, 3, any_space.dim, generator=generator()).unbind()
     joined = torch.cat([x, y], 1)[:, order]
     for piece, wide in zip((*any_space.blocks, *any_space.vectors), (*pairs.blocks, *pairs.vectors), strict=True):
@@ -94,7 +94,8 @@ def test_calibration_sets_the_inner_scales(space, theta):
     states, targets = theta.float(), 3 * theta.float() + 1
     field.calibrate(states, targets)
     first = space.tensors[0].slice
-    torch.testing.assert_close(field.field.input_scale[0], states[:, first].square().mean().sqrt())
+    expected = states[:, first].square().mean().sqrt().expand(2)
+    torch.testing.assert_close(field.vector_scale[:, 0], expected)
     torch.testing.assert_close(field.field.output_scale[0], targets[:, first].square().mean().sqrt())
 
 

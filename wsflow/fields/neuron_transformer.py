@@ -19,7 +19,9 @@ written by one at last.  What is written to a weight between groups is
 .. math:: f_{ij} = \langle L n_i, R n_j \rangle / \sqrt d + (a(n_i) + b(n_j)) w_{ij}
 
 with w the weight itself, so that what a flow leaves alone (noise that training never moved) costs no width; where an
-end is fixed, the product is the projection's.
+end is fixed, the product is the projection's.  On a stacked space (:mod:`wsflow.fields.stacks`), where an edge carries
+the numbers :math:`w^{(k)}` of several vectors, the last term is :math:`\sum_k (a_k(n_i) + b_k(n_j)) w^{(k)}_{ij}`: a
+neuron can be moved along its whole gradient, which has more directions than a token has numbers.
 
 Everything is a function of sets of neurons: permuting hidden neurons permutes the output exactly, and no parameter
 depends on a hidden width.  A step costs :math:`O(D d + N d^2 + N^2 d)` for N tokens, and memory O(D + N d): no state
@@ -138,6 +140,7 @@ class TokenWriter(nn.Module):
     def __init__(self, space: WeightSpace, block: WeightBlock, width: int) -> None:
         super().__init__()
         source, target = space.group(block.source), space.group(block.target)
+        self.numbers = space.numbers
         self.row = nn.Linear(width, block.in_ * block.depth) if source.role != "hidden" else None
         self.column = (
             nn.Linear(width, block.out * block.depth) if target.role != "hidden" and source.role == "hidden" else None
@@ -169,10 +172,17 @@ class TokenWriter(nn.Module):
             product = left @ self.right(source).transpose(1, 2)
             parts.append(product.view(batch, out, depth, size).transpose(2, 3))
         if self.by_target is not None:
-            parts.append(self.by_target(target)[:, :, None] * weight)
+            parts.append(self._sum(self.by_target(target)[:, :, None] * weight))
         if self.by_source is not None and source is not None:
-            parts.append(self.by_source(source)[:, None] * weight)
+            parts.append(self._sum(self.by_source(source)[:, None] * weight))
         return torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]
+
+    def _sum(self, products: Tensor) -> Tensor:
+        """On a stacked space, each number is written as a sum over all the numbers of its edge, (B, out, in, depth)."""
+        if self.numbers == 1:
+            return products
+        cut = products.view(*products.shape[:-1], self.numbers, -1)
+        return cut.sum(dim=-2, keepdim=True).expand_as(cut).flatten(-2)
 
 
 class Layer(nn.Module):

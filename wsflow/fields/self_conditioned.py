@@ -10,7 +10,7 @@ evaluation is handed on to the next, at no cost.  The validation loss is taken w
 
 *No field has to know of it.*  The pair :math:`(x_t, \tilde x_1)` is a point of the weight space of the same network
 with two numbers in the place of each weight, a kernel of twice the size: the field runs on that space
-(:mod:`wsflow.fields.pairs`), and half of its output is used.  A field equivariant there is so in both arguments.
+(:mod:`wsflow.fields.stacks`), and half of its output is used.  A field equivariant there is so in both arguments.
 
 What samples follow is no longer the flow of one vector field, as the velocity depends on the steps before; nothing here
 needs that it is.
@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 
 from wsflow.fields.base import VectorField
-from wsflow.fields.pairs import PairField
 from wsflow.fields.parametrization import Parametrization
 from wsflow.fields.relational_transformer import RelationalTransformer
+from wsflow.fields.stacks import StackedField
 from wsflow.geometry import Geometry
 from wsflow.weightspace import WeightSpace
 
 
-class SelfConditioned(PairField):
+class SelfConditioned(StackedField):
     """Any field, given its last estimate of the endpoint.
 
     Args:
@@ -55,18 +55,18 @@ class SelfConditioned(PairField):
     ) -> None:
         if not 0 <= probability <= 1:
             raise ValueError(f"probability must lie in [0, 1], got {probability}")
-        super().__init__(space, extra, field or RelationalTransformer, condition)
+        super().__init__(space, extra, field or RelationalTransformer, 2, condition)
         self.probability = probability
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, estimate: Tensor | None = None) -> Tensor:
         """The field's output, (B, D + extra), at states x, times t and estimates (B, D + extra); 0 where None."""
         self._check(x, "states")
-        return self._on_pair(x, torch.zeros_like(x) if estimate is None else estimate, t, condition)
+        return self._on_stack([x, torch.zeros_like(x) if estimate is None else estimate], t, condition)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, target: Tensor) -> None:
         """As every field does; estimates get the scale of states."""
-        self.field.calibrate(self._pair(x, x), self._pair(target, target))
+        self._calibrate([x, x], target)
 
     def draws_estimate(self, generator: torch.Generator | None) -> bool:
         """Whether a training step has an estimate."""

@@ -220,7 +220,7 @@ def _grid(times: Tensor) -> list[float]:
 
 
 def _rates(velocity: VelocityFn, x: Tensor, t: float, extra: Tensor | None) -> Rates:
-    return rates_at(velocity, x, torch.full((len(x),), t, dtype=x.dtype, device=x.device), extra)
+    return rates_at(velocity, x, torch.full((1,), t, dtype=x.dtype, device=x.device).expand(len(x)), extra)
 
 
 def rates_at(velocity: VelocityFn, x: Tensor, t: Tensor, extra: Tensor | None) -> Rates:

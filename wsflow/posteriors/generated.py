@@ -60,7 +60,10 @@ class FlowEnsemble(PosteriorMethod):
 
 def part_seen(field: VectorField, task: BaseTask) -> float:
     """The part of the train split that one evaluation of the field takes a gradient on."""
-    return len(field.inputs) / len(task.data("train")[0]) if isinstance(field, GradientInformed) else 0.0
+    if not isinstance(field, GradientInformed):
+        return 0.0
+    count = len(task.data("train")[0])
+    return min(field.points, count) / count
 
 
 def _zoo(data: Mapping[str, Any] | None) -> dict[str, float]:

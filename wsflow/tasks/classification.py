@@ -24,8 +24,7 @@ class ClassificationTask(BaseTask):
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of every data point, (B, N); targets are class indices (N,) or (B, N)."""
-        labels = targets.expand(logits.shape[:2])
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+        return F.cross_entropy(logits.mT, targets.expand(logits.shape[:2]), reduction="none")
 
     def scores(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """``accuracy``: whether the most probable class is the target, (B, N)."""

@@ -53,6 +53,7 @@ class WeightSpace:
             checkpoint rebuilds the space; None for a space built from a module instance.
         template: A network of the architecture in eval mode; its own values are only used for what is not part of
             the space (what ``select=`` froze, buffers).
+        numbers: How many networks a point holds, weight by weight (:func:`wsflow.fields.stacks.stacked_space`).
 
     Raises:
         ValueError: where blocks and vectors name unknown groups, have other sizes than these, or do not lie one after
@@ -67,6 +68,7 @@ class WeightSpace:
     input_shape: tuple[int, ...] | None = field(default=None, compare=False)
     description: Mapping[str, Any] | None = field(default=None, compare=False)
     template: nn.Module = field(default_factory=nn.Identity, compare=False, repr=False)
+    numbers: int = 1
 
     def __post_init__(self) -> None:
         sizes = {group.name: group.size for group in self.groups}
@@ -260,7 +262,8 @@ class WeightSpace:
         self.check(theta)
         lead = theta.shape[:-1]
         tensors = self.tensors + self.buffer_tensors * (theta.shape[-1] > self.dim)
-        return {t.name: theta[..., t.slice].reshape((*lead, *t.shape)) for t in tensors}
+        parts = torch.split(theta, [t.numel for t in tensors], dim=-1)  # one node for derivatives, not one a tensor
+        return {t.name: part.reshape((*lead, *t.shape)) for t, part in zip(tensors, parts, strict=True)}
 
     def check(self, theta: Tensor) -> None:
         """Raise ValueError unless the last axis of ``theta`` has D coordinates, or D + D_b."""

@@ -106,12 +106,14 @@ def train_runs(
     inputs, targets = (tensor.to(device) for tensor in task.data("train"))
     inputs = inputs.to(start.dtype)
     shape, rows = inputs.shape[1:], inputs.reshape(len(inputs), -1)  # whole rows are gathered faster than images
+    drawn = rows.new_empty(len(start) * min(batch_size, len(rows)), rows.shape[1])  # memory that is new is slow
     theta = start.to(device, copy=True).requires_grad_(True)
     descent, wanted, kept, step = optimizer.build(theta), set(snapshots), [], 0
     for _ in range(epochs):
         batches = torch.split(order.epoch().to(device), batch_size, dim=1)
         for index in islice(batches, None if max_steps is None else max_steps - step):
-            logits = space.forward(theta, rows[index].view(*index.shape, *shape), per_network=True)
+            batch = torch.index_select(rows, 0, index.flatten(), out=drawn[: index.numel()])
+            logits = space.forward(theta, batch.view(*index.shape, *shape), per_network=True)
             descent.zero_grad()
             torch.autograd.backward(task.loss(logits, targets[index]).sum())
             descent.step()
