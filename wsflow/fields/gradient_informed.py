@@ -210,7 +210,8 @@ class GradientInformed(StackedField):
         return part.clamp(max=self.parts - 1)
 
     def _gradients(self, x: Tensor, inputs: Tensor, targets: Tensor, apart: bool = False) -> Tensor:
-        return grad(lambda state: self._losses(state, inputs, targets, apart).sum())(x)
+        gradient: Tensor = grad(lambda state: self._losses(state, inputs, targets, apart).sum())(x)
+        return gradient
 
     def _losses(self, x: Tensor, inputs: Tensor, targets: Tensor, apart: bool = False) -> Tensor:
         """Mean loss of each network, (B,), on data (N, ...) or, where it is apart, (B, N, ...)."""
