@@ -89,6 +89,21 @@ def test_what_has_no_density_is_refused():
         flow().log_prob(torch.randn(0, 23))
 
 
+def test_networks_take_the_number_type_of_the_flow():
+    made, theta = flow(prior=GaussianPrior(0.5)), torch.randn(2, 23)
+    expected = made.log_prob(theta).value
+    assert torch.equal(made.log_prob(theta.double()).value, expected)
+    made.module.double()
+    torch.testing.assert_close(made.log_prob(theta).value, expected.double(), rtol=1e-4, atol=1e-4)
+    assert made.log_prob(theta).value.dtype == torch.float64
+
+
+@pytest.mark.parametrize("shape", [(23,), (2, 22), (2, 1, 23)], ids=str)
+def test_what_is_no_matrix_of_networks_is_refused(shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"weights \(n, 23\)"):
+        flow(prior=GaussianPrior(0.5)).log_prob(torch.randn(shape))
+
+
 def test_densities_are_those_of_what_was_asked_for():
     made = flow(prior=GaussianPrior(0.5), labels=[{"name": "loss"}], label_dropout=0.2)
     made.module.conditioning.fit(torch.linspace(0, 1, 20)[:, None])
@@ -97,6 +112,7 @@ def test_densities_are_those_of_what_was_asked_for():
     again, others = made.log_prob(theta, request=low, **settings), made.log_prob(theta, **settings)
     torch.testing.assert_close(density.value, again.value, rtol=1e-4, atol=5e-3)
     assert (again.value - others.value).abs().min() > 0.02
+    assert again.evaluations == density.evaluations == 2 * others.evaluations == 64
 
 
 def test_a_field_with_memory_needs_steps_that_are_not_tried_again():

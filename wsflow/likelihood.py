@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from wsflow.fields import SelfConditioned
+from wsflow.fields import Request, SelfConditioned
 from wsflow.flow import Likelihood, LogDensity, NoDensityError, sample_generators, sample_prior
 from wsflow.memory import BatchPlan, limit_bytes, plan_batch
 from wsflow.sampling import Generation, check_batch, evaluating
@@ -45,7 +45,7 @@ class Densities:
         """Log-densities of networks (n, D).
 
         Args:
-            theta: The networks.
+            theta: The networks; they take the number type of the flow.
             batch_size: Networks at once; as many as the memory limit allows by default.
             memory: The limit, such as ``2GiB``; half of the device's free memory by default.
 
@@ -55,13 +55,13 @@ class Densities:
                 finite.
         """
         flow, solve = self.generation, self.likelihood.log_prob
-        x = flow.geometry.encode(send(theta, flow.device))
-        return _joined(
-            [
-                solve(flow.velocity(part), flow.geometry, flow.prior, x[part], self._probes(part), self._singular)
-                for part in self._parts(range(len(x)), x, batch_size, memory)
-            ]
-        )
+        _refuse_misfit(theta, flow.geometry.space.dim)
+        x = flow.geometry.encode(send(theta, flow.field.input_scale))
+        densities = [
+            solve(flow.velocity(part), flow.geometry, flow.prior, x[part], self._probes(part), self._singular)
+            for part in self._parts(range(len(x)), x, batch_size, memory)
+        ]
+        return _joined(densities, flow.request)
 
     @torch.no_grad()
     def sample(
@@ -77,7 +77,7 @@ class Densities:
             x, density = solve(flow.velocity(mine), *arguments)
             states.append(x)
             densities.append(density)
-        return flow.geometry.decode(torch.cat(states)), _joined(densities)
+        return flow.geometry.decode(torch.cat(states)), _joined(densities, flow.request)
 
     def plan(self, x: Tensor, limit: int) -> BatchPlan:
         """How many networks fit at once, tried on the first states ``x`` (n, dim).
@@ -113,8 +113,14 @@ class Densities:
         return sample_generators(self.generation.seed, numbers, [PROBES])
 
 
-def _joined(parts: Sequence[LogDensity]) -> LogDensity:
-    """Results of several batches as one; evaluations are those of the batch that needed most.
+def _refuse_misfit(theta: Tensor, dim: int) -> None:
+    if theta.ndim != 2 or theta.shape[1] != dim:
+        shape = tuple(theta.shape)
+        raise ValueError(f"densities are of weights (n, {dim}), without running statistics; these have shape {shape}")
+
+
+def _joined(parts: Sequence[LogDensity], request: Request | None) -> LogDensity:
+    """Results of several batches as one; evaluations are the field's in the batch that needed most.
 
     Raises:
         ValueError: where one is not finite.
@@ -123,4 +129,5 @@ def _joined(parts: Sequence[LogDensity]) -> LogDensity:
     bad = (~(value.isfinite() & error.isfinite())).nonzero()[:, 0].tolist()
     if bad:
         raise ValueError(f"the log-density of network {bad[0]} is not finite: the field diverges on its way")
-    return replace(parts[0], value=value, standard_error=error, evaluations=max(part.evaluations for part in parts))
+    most = max(part.evaluations for part in parts) * (1 if request is None else request.evaluations)
+    return replace(parts[0], value=value, standard_error=error, evaluations=most)

@@ -55,8 +55,9 @@ def test_requests_are_answered_and_recorded(told, tmp_path):
     assert 0 < low < high
 
 
-def test_the_command_and_python_give_the_same_networks(told, tmp_path):
+def test_the_command_and_python_give_the_same_networks(told, tmp_path, capsys):
     assert predict(told, tmp_path / "s", "--condition", "loss=0.1:0.5", "--condition_weight", "1.5") == 0
+    assert "(16 evaluations of the field)" in capsys.readouterr().out
     request = Request({"loss": Range(0.1, 0.5)}, weight=1.5)
     theta = wsflow.load(told).sample(40, sampler=Sampler(steps=8), request=request, batch_size=7)
     torch.testing.assert_close(Zoo.open(tmp_path / "s").theta, theta, rtol=1e-3, atol=1e-4)
@@ -81,6 +82,8 @@ def test_mistakes_are_one_line_and_guesses_are_warned_of(told, trained, tmp_path
     assert "give name=value" in error_of([*common, "loss"])
     assert "give name=value" in error_of([*common, "loss=0.5:0.1"])
     assert "positive ones for a logarithm" in error_of([*common, "loss=-1"])
+    assert "give finite numbers" in error_of([*common, "loss=0.2,nan"])
+    assert "weighs nothing without --condition" in error_of([*common[:-1], "--condition_weight", "2"])
     other = ["predict", "--ckpt_path", str(trained), "--out", str(tmp_path / "x"), "--condition", "loss=0.1"]
     assert "trained without labels" in error_of(other)
     with pytest.warns(UserWarning, match=r"loss=50 is outside of what the flow was trained on"):

@@ -93,6 +93,9 @@ def test_requests_that_make_no_sense_are_refused_and_guesses_are_named(told: Con
         told.requested(Request({"accuracy": [1.0]}), range(1))
     with pytest.raises(ValueError, match="positive ones for a logarithm"):
         told.requested(Request({"loss": [0.0]}), range(1))
+    for values in ([0.1, torch.nan], [0.1, torch.inf], [], Range(0.1, torch.inf), Range(0.1, torch.nan)):
+        with pytest.raises(ValueError, match="give finite numbers"):
+            told.requested(Request({"loss": values}), range(1))
     with pytest.warns(UserWarning, match=r"loss=2 is outside of what the flow was trained on, 0.01 to 1"):
         told.warn(Request({"loss": [2.0], "epoch": [3.0]}))
     with pytest.warns(UserWarning, match=r"epoch=0 to 60 is outside"):
@@ -105,6 +108,18 @@ def test_requests_that_make_no_sense_are_refused_and_guesses_are_named(told: Con
         always.requested(Request({"loss": [0.1]}), range(1))
     with pytest.raises(ValueError, match="the weight must be 1"):
         always.requested(Request({"loss": [0.1], "epoch": [1.0]}, weight=2.0), range(1))
+
+
+@pytest.mark.parametrize("log", [False, True], ids=["plain", "log"])
+def test_a_label_that_all_networks_share_keeps_a_scale_of_one(log: bool):
+    """Its logarithms differ from their mean by rounding, which is no scale."""
+    told, shared = Conditioning([{"name": "epoch", "log": log}]), torch.full((7, 1), 0.1)
+    told.fit(shared)
+    assert told.std.item() == 1
+    torch.testing.assert_close(told.normalise(shared), torch.zeros(7, 1), atol=1e-6, rtol=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        told.warn(Request({"epoch": [0.1]}))  # which float32 rounds up
 
 
 def test_labels_without_a_logarithm_or_a_value_are_refused():
@@ -130,6 +145,7 @@ def test_the_weight_extrapolates_from_the_unconditional_velocity(told: Condition
     for weight, expected in ((0.0, 0.0), (1.0, 1.0), (2.5, 2.5)):
         v = follow_request(*parts, Request({"loss": [0.1]}, weight), [0, 1, 2])(x, t)
         torch.testing.assert_close(v, torch.full_like(x, expected))
+    assert [Request({}, weight).evaluations for weight in (0.0, 1.0, 2.5)] == [2, 1, 2]
     torch.testing.assert_close(follow_request(*parts, None, [0, 1, 2])(x, t), torch.zeros_like(x))
     with pytest.raises(ValueError, match="trained without labels"):
         follow_request(field, Velocity(), flat, None, Request({"loss": [0.1]}), [0])

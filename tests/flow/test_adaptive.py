@@ -117,6 +117,19 @@ def test_a_singular_end_is_left_to_one_euler_step(flat: Euclidean):
     assert torch.allclose(end, 2 + 0.25 * x, atol=1e-4)
 
 
+def test_noise_comes_at_the_times_of_the_grid_alone(flat: Euclidean):
+    """Not before the last step to a singular end, which is no step of the grid."""
+    seen: list[float] = []
+
+    def note(x: Tensor, t: float) -> tuple[Tensor, float]:
+        seen.append(t)
+        return x, t
+
+    times = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    integrate(lambda x, t: -x, flat, DormandPrince(), starts(2), times, singular_end=True, before_step=note)
+    assert seen == [0.0, 0.5]
+
+
 def test_a_sampler_lets_it_choose_its_steps_and_counts_them(flat: Euclidean):
     x, solver = starts(3), DormandPrince(1e-6, 1e-6)
     samplers = [Sampler(solver, steps) for steps in (1, 100)]

@@ -95,6 +95,8 @@ def test_strengths_over_time():
     torch.testing.assert_close(PowerStrength(4.0, fall=1.0)(t), torch.tensor([4.0, 3.0, 2.0, 0.0]))
     torch.testing.assert_close(IntervalStrength(2.0, 0.25, 0.5)(t), torch.tensor([0.0, 2.0, 0.0, 0.0]))
     torch.testing.assert_close(IntervalStrength(2.0, 0.5)(t), torch.tensor([0.0, 0.0, 2.0, 2.0]))
+    for law in (PowerStrength(0.1), IntervalStrength(0.1)):
+        assert torch.equal(law(t.double()), torch.full_like(t, 0.1, dtype=torch.float64))
 
 
 def test_clips_bound_what_is_added(geometry: Geometry, theta: Tensor):

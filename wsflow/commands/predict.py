@@ -136,7 +136,7 @@ def predict(
         print(f"part {shown_share(share)} of {n} generated networks in {folder}; other parts are missing")
         return
     record_timing(run, predict=time.perf_counter() - begin)
-    spent = module.sampler.evaluations
+    spent = module.sampler.evaluations * (1 if module.request is None else module.request.evaluations)
     print(
         f"{n} generated networks in {folder} ({spent} evaluations of the field); "
         f"next: wsflow evaluate --samples {shown(folder)}"
@@ -160,9 +160,12 @@ def asked(module: FlowMatchingModule, condition: Sequence[str] | None, weight: f
     """The request that words such as ``loss=0.2`` or ``epoch=5:10`` make; a warning where the flow has to guess.
 
     Raises:
-        ValueError: for words that are no request, labels that the flow does not know, and a flow without labels.
+        ValueError: for words that are no request, labels that the flow does not know, a flow without labels, and a
+            weight without a request.
     """
     if not condition:
+        if weight != 1:
+            raise ValueError(f"a condition_weight of {weight} weighs nothing without --condition: give both or none")
         return None
     if module.conditioning is None:
         raise ValueError("the flow was trained without labels: leave --condition out, or train with data.labels")

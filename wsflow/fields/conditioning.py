@@ -25,6 +25,7 @@ that scale).  A sample's request depends on its index alone.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ TURNS = (1.0, 2.0, 4.0)
 SLACK = 1e-3
 """Of a label's range, how far outside of it a request goes unnoticed."""
 
+LEAST = 1e-6
+"""Of a label's size, the spread below which it is rounding, and the label the same for all networks."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -60,6 +64,11 @@ class Request:
 
     values: Mapping[str, Sequence[float] | Range]
     weight: float = 1.0
+
+    @property
+    def evaluations(self) -> int:
+        """How often one velocity evaluates the field."""
+        return 1 if self.weight == 1 else 2
 
 
 @dataclass(frozen=True)
@@ -122,7 +131,7 @@ class Conditioning(nn.Module):
             self.low[k], self.high[k] = known.min(), known.max()
             scaled = known.log() if self._log[k] else known
             spread = scaled.std(correction=0)
-            self.mean[k], self.std[k] = scaled.mean(), torch.where(spread > 0, spread, 1.0)
+            self.mean[k], self.std[k] = scaled.mean(), torch.where(spread > LEAST * scaled.mean().abs(), spread, 1.0)
         self.fitted.fill_(True)
 
     def normalise(self, label: Tensor | None) -> Tensor:
@@ -182,7 +191,7 @@ class Conditioning(nn.Module):
             k = self.names.index(name)
             low, high = float(self.low[k]), float(self.high[k])
             ends = (given.low, given.high) if isinstance(given, Range) else (min(given), max(given))
-            slack = SLACK * (high - low)
+            slack = max(SLACK * (high - low), LEAST * abs(high))
             if ends[0] < low - slack or ends[1] > high + slack:
                 asked = f"{ends[0]:.4g}" if ends[0] == ends[1] else f"{ends[0]:.4g} to {ends[1]:.4g}"
                 warnings.warn(
@@ -203,8 +212,8 @@ class Conditioning(nn.Module):
             raise ValueError(f"the flow knows no label {', '.join(unknown)}; its labels are {', '.join(self.names)}")
         for name, given in values.items():
             numbers = [given.low, given.high] if isinstance(given, Range) else list(given)
-            lowest = min(numbers, default=torch.nan)
-            if not lowest > -torch.inf or (self._log[self.names.index(name)] and not lowest > 0):
+            finite = bool(numbers) and all(math.isfinite(number) for number in numbers)
+            if not finite or (self._log[self.names.index(name)] and not min(numbers) > 0):
                 raise ValueError(f"{name} is asked to be {numbers}; give finite numbers, positive ones for a logarithm")
         open_ = [name for name in self.names if name not in values]
         if not self.dropout and (open_ or weight != 1):
@@ -257,7 +266,7 @@ def follow_request(
         return follow(field, parametrization, geometry)
     label = send(conditioning.requested(request, indices), conditioning.mean.device)
     told = follow(field, parametrization, geometry, conditioning(label))
-    if request is None or request.weight == 1:
+    if request is None or request.evaluations == 1:
         return told
     free, weight = follow(field, parametrization, geometry, conditioning(label * torch.nan)), request.weight
 

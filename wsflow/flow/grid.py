@@ -31,7 +31,7 @@ class UniformGrid(TimeGrid):
     """Equal steps."""
 
     def times(self, steps: int) -> Tensor:
-        """K / K."""
+        """The fractions k / K."""
         return _fractions(steps)
 
 

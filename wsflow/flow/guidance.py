@@ -94,7 +94,7 @@ class IntervalStrength(Strength):
 
     def __call__(self, t: Tensor) -> Tensor:
         """Lambda or 0."""
-        return self.strength * ((t >= self.begin) & (t < self.end))
+        return self.strength * ((t >= self.begin) & (t < self.end)).to(t)
 
 
 class Clip(ABC):

@@ -183,8 +183,8 @@ def integrate(
         times: (n + 1,), strictly increasing or decreasing; n steps.
         extra: (B, ...), what is integrated alongside, or None.
         singular_end: Whether the velocity must not be evaluated at t = 1.
-        before_step: From the state and time before every step to those that it starts from, such
-            as the noise of stochastic sampling.
+        before_step: From the state and time before every step of the grid to those that it starts from, such as the
+            noise of stochastic sampling.
 
     Returns:
         States and extra at ``times[-1]``.
@@ -193,12 +193,13 @@ def integrate(
         ValueError: for times that are no monotone grid, or that start at a singular end.
     """
     grid = _grid(times)
+    begins = frozenset(grid)
     if singular_end and grid[0] >= 1:
         raise ValueError("the velocity is singular at t = 1: start a backward integration at some 1 - delta instead")
     if singular_end and solver.adaptive and grid[-1] >= 1 and grid[-2] < 1 - LAST:
         grid.insert(-1, 1 - LAST)
     for t, end in pairwise(grid):
-        if before_step is not None:
+        if before_step is not None and t in begins:
             x, t = before_step(x, t)
         method = Euler() if singular_end and end >= 1 else solver
         x, extra = method.step(velocity, geometry, x, t, end - t, extra)
