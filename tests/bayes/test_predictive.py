@@ -131,8 +131,9 @@ def test_regression_by_a_mixture_of_normals():
         (lambda x: torch.ones(2, len(x), 2), "softmax"),
         (lambda x: torch.full((2, len(x), 2), torch.nan), "softmax"),
         (lambda x: torch.ones(len(x), 2), r"must give \(n, 1, C\)"),
+        (lambda x: torch.ones(4, len(x), 3) / 3, r"must give \(n, 1, C\) with C = 2 for 1 inputs, not \(4, 1, 3\)"),
     ],
-    ids=["weights of another space", "no networks", "no probabilities", "NaN", "no axis of members"],
+    ids=["weights of another space", "no networks", "no probabilities", "NaN", "no axis of members", "other classes"],
 )
 def test_what_does_not_fit_is_refused(task, source, message):
     with pytest.raises(ValueError, match=message):
@@ -144,6 +145,8 @@ def test_settings_that_do_not_fit_are_refused(task, theta):
         predictive(task, theta)
     with pytest.raises(ValueError, match="either the split"):
         predictive(task, theta, "val", torch.zeros(2, 30))
+    with pytest.raises(ValueError, match="no inputs"):
+        predictive(task, theta, inputs=torch.zeros(0, 30))
     with pytest.raises(ValueError, match=r"shape \(S, 7\)"):
         predictive(task, theta, "val", weights=torch.ones(1, 6) / 6)
     with pytest.raises(ValueError, match="add up to 1"):

@@ -79,6 +79,14 @@ def test_the_calibration_error_sums_up_the_reliability_diagram():
     assert (diagram.confidence <= diagram.edges[1:] + 1e-12)[inside].all()
 
 
+def test_certainty_to_single_precision_has_no_bin_of_its_own():
+    """The last bin holds 500 points of confidence 0.95, all right, and 500 of confidence 1, of which 25 are wrong."""
+    p = torch.tensor([[0.95, 0.05], [1 - 1e-9, 1e-9]], dtype=torch.float64).repeat_interleave(500, 0)
+    targets = torch.zeros(1000).long()
+    targets[500:525] = 1
+    assert float(ece(predictive_of(p[None], targets))) == pytest.approx(0, abs=1e-6)
+
+
 def test_certain_predictions_are_probabilities_to_the_calibration_error():
     rounded = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]], dtype=torch.float64)
     found = predictive_of(rounded, [0, 0, 1, 1])

@@ -16,8 +16,8 @@ COMPARISONS = sorted((ROOT / "configs" / "baselines").glob("*.yaml"))
 TEXT = """
 title: "Small"
 task: BreastCancer
-outliers: Noise
-sizes: [1, 3]
+outliers: {outliers}
+sizes: {sizes}
 seeds: [0]
 methods:
   trained:
@@ -37,9 +37,10 @@ methods:
 def write(trained, tmp_path):
     """Write the comparison; its path."""
 
-    def run(precision=1.0):
+    def run(precision=1.0, outliers="Noise", sizes=(1, 3)):
         file = tmp_path / "small.yaml"
-        file.write_text(TEXT.format(precision=precision, checkpoint=trained))
+        values = {"precision": precision, "outliers": outliers, "sizes": list(sizes)}
+        file.write_text(TEXT.format(checkpoint=trained, **values))
         return str(file)
 
     return run
@@ -68,15 +69,42 @@ def test_methods_stand_side_by_side_and_are_fitted_once(write, tmp_path, capsys)
     assert "| laplace | 1 |" in text
 
     capsys.readouterr()
-    before = results.read_bytes()
+    known = json.loads(results.read_text())
+    known["small"]["origin"]["commit"] = "that of the measurement"
+    results.write_text(json.dumps(known))
     assert main([*arguments, "--seeds", "0"]) == 0
     assert "seed 0:" not in capsys.readouterr().out
-    assert json.loads(results.read_text())["small"]["methods"] == json.loads(before)["small"]["methods"]
+    assert json.loads(results.read_text()) == known
 
     assert main(["baselines", write(precision=5.0), "--results", str(results)]) == 0
     out = capsys.readouterr().out
     assert "laplace, 3 networks, seed 0:" in out
     assert "trained, 3 networks, seed 0:" not in out
+
+
+@pytest.mark.parametrize("other", [{"outliers": "ShuffledFeatures"}, {"sizes": (1, 2)}], ids=["outliers", "sizes"])
+def test_what_was_judged_otherwise_is_measured_again(write, tmp_path, capsys, other):
+    results = tmp_path / "found.json"
+    arguments = ["--methods", "trained", "--results", str(results)]
+    assert main(["baselines", write(), *arguments]) == 0
+    first = json.loads(results.read_text())["small"]["methods"]["trained"]
+    capsys.readouterr()
+    assert main(["baselines", write(**other), *arguments]) == 0
+    assert "trained, 1 networks, seed 0:" in capsys.readouterr().out
+    again = json.loads(results.read_text())["small"]["methods"]["trained"]
+    assert again["settings"] == first["settings"]
+    assert again["by_seed"]["0"] != first["by_seed"]["0"]
+
+
+def test_entries_of_before_the_shared_settings_count(write, tmp_path):
+    results = tmp_path / "found.json"
+    arguments = ["baselines", write(), "--methods", "trained", "--results", str(results)]
+    assert main(arguments) == 0
+    known = json.loads(results.read_text())
+    del known["small"]["methods"]["trained"]["shared"]
+    results.write_text(json.dumps(known))
+    assert main(arguments) == 0
+    assert json.loads(results.read_text()) == known
 
 
 def test_validation_is_shown_and_not_kept(write, tmp_path, capsys):
@@ -91,13 +119,14 @@ def test_what_is_not_there_is_named(write, tmp_path, error_of):
     assert "there is no comparison file" in error_of(["baselines", str(tmp_path / "none.yaml")])
     assert "no method other; it has trained" in error_of(["baselines", write(), "--methods", "other"])
     assert "there is no page" in error_of(["baselines", write(), "--page", str(tmp_path / "none.md")])
+    assert "sizes must be positive numbers, got []" in error_of(["baselines", write(sizes=())])
 
 
 @pytest.mark.parametrize("file", COMPARISONS, ids=lambda file: file.stem)
 def test_shipped_comparisons_can_be_read(file):
     comparison, settings = read_comparison(file)
-    assert settings.keys() == comparison.methods.keys()
-    assert "deep_ensemble" in settings
+    assert settings.methods.keys() == comparison.methods.keys()
+    assert "deep_ensemble" in settings.methods
 
 
 def test_the_page_has_every_shipped_comparison():

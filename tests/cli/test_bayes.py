@@ -104,9 +104,10 @@ def changed(samples, tmp_path, **entries):
     ("entries", "message"),
     [
         ({"sampling": {"noise": 0.1}}, "were sampled with noise and have no known density"),
+        ({"sampling": {"condition": ["loss=0.2"]}}, "were sampled with condition and have no known density"),
         ({"checkpoint": "nowhere.ckpt"}, "nowhere.ckpt is not there"),
     ],
-    ids=["noise", "no checkpoint"],
+    ids=["noise", "condition", "no checkpoint"],
 )
 def test_networks_without_a_density_are_not_weighed(samples, tmp_path, error_of, entries, message):
     path = changed(samples, tmp_path, **entries)
@@ -126,6 +127,7 @@ def test_flows_on_other_geometries_are_not_weighed(trained, samples, tmp_path, e
 
 def test_mistakes_end_in_one_line(samples, tmp_path, error_of):
     assert "sizes must be positive numbers" in error_of(["bayes", "--samples", str(samples), "--sizes=1,x"])
+    assert "n must be at least 1, got -1" in error_of(["bayes", "--samples", str(samples), "--n=-1"])
     assert "required: samples" in error_of(["bayes"])
     assert "there is no zoo" in error_of(["bayes", "--samples", str(tmp_path / "nothing")])
     unknown = changed(samples, tmp_path, data=None)

@@ -30,6 +30,7 @@ from wsflow.posteriors.hmc import split_r_hat
 from wsflow.posteriors.laplace import linear
 from wsflow.posteriors.static_flow import principal
 from wsflow.posteriors.swag import draw
+from wsflow.tasks import ClassificationTask
 from wsflow.zoo import Adam, Collector, ZooDataModule
 
 RECIPE = Recipe(epochs=3, batch_size=20, optimizer=Adam(0.05))
@@ -39,6 +40,24 @@ BRIEF = Schedule(chains=3, burn_in=2, interval=2, batch_size=20)
 @pytest.fixture(scope="module")
 def task() -> Small:
     return Small()
+
+
+class Normed(ClassificationTask):
+    """A convolutional classifier with batch norm, of images whose moments are far from 0 and 1."""
+
+    @property
+    def network(self):
+        sizes = {"channels": [2], "kernels": [2], "strides": [2], "paddings": [0], "input_shape": [1, 4, 4]}
+        return {
+            "class_path": "wsflow.weightspace.cnn",
+            "init_args": {**sizes, "classes": 2, "batch_norm": True, "pool": True},
+            "output_activation": "softmax",
+            "input_shape": [1, 4, 4],
+        }
+
+    def load(self):
+        inputs = 4 + 3 * torch.randn(60, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+        return dict.fromkeys(("train", "val", "test"), (inputs, (inputs.mean((1, 2, 3)) > 4).long()))
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +110,13 @@ def test_costs_are_counted_in_epochs(task: Small, zoo: ZooDataModule) -> None:
     assert costs["StaticFlow"] == 0
 
 
+def test_a_mini_batch_costs_the_data_points_that_it_holds(task: Small) -> None:
+    """Of 40: three batches make an epoch of 16, 16 and 8; one of 64 holds all."""
+    for size, epochs in ((16, 2), (64, 6)):
+        schedule = Schedule(chains=1, burn_in=0, interval=6, batch_size=size)
+        assert SGLD(RECIPE, schedule).fit(task, 1, 0).gradient_evaluations == 3 + epochs
+
+
 def test_an_ensemble_is_what_a_zoo_collects(task: Small, zoo: ZooDataModule) -> None:
     recipe = Recipe(epochs=2, batch_size=20, together=2)
     theta = DeepEnsemble(recipe).fit(task, 3, seed=0).theta
@@ -125,11 +151,41 @@ def test_the_last_layers_draws_leave_the_others(task: Small) -> None:
     assert all((spread[tensor.name] == 0).all() for tensor in task.space.tensors if tensor not in last)
 
 
-def test_a_linearised_network_is_the_tangent(task: Small) -> None:
-    centre, step = torch.randn(task.space.dim), 1e-3 * torch.randn(2, task.space.dim)
+def test_the_last_layers_matrix_is_of_the_network_as_it_predicts() -> None:
+    """With the batch norm's statistics of train data, by the Gauss-Newton matrix of a softmax."""
+    task, precision = Normed(), 0.1
+    theta = LastLayerLaplace(RECIPE, precision).fit(task, 4000, 0).theta
+    centre = RECIPE.train(task, 1, 0)
+    assert theta is not None
+    with torch.no_grad():
+        network = task.space.to_module(task.with_statistics(centre)[0])
+        features = network[:-1](task.data("train")[0])
+    p = task.predictions(task.logits(centre, "train"))[0]
+    features = torch.cat([features, torch.ones(len(features), 1)], 1)
+    curved = torch.einsum("nab,ni,nj->aibj", torch.diag_embed(p) - p[:, :, None] * p[:, None], features, features)
+    exact = torch.linalg.inv(curved.reshape(6, 6) + precision * torch.eye(6)).diagonal().view(2, 3)
+    spread = task.space.unflatten(theta.var(0)[None])
+    found = torch.cat([spread["head.weight"][0], spread["head.bias"][0, :, None]], 1)
+    torch.testing.assert_close(found, exact, rtol=0.12, atol=0)
+
+
+def test_r_hat_is_of_networks_with_their_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, task = [], Normed()
+    monkeypatch.setattr("wsflow.posteriors.hmc.split_r_hat", lambda values: seen.append(values) or torch.ones(1))
+    theta = HMC(RECIPE, chains=2, warmup=1, iterations=4, leapfrog=1).fit(task, 8, 0).theta
+    assert theta is not None
+    wanted = task.predictions(task.logits(theta, "val"))[:, :32].view(4, 2, 32, 2)
+    torch.testing.assert_close(seen[0], wanted)
+
+
+@pytest.mark.parametrize("make", [Small, Normed])
+def test_a_linearised_network_is_the_tangent(make: type[ClassificationTask]) -> None:
+    task = make()
+    centre, step = torch.randn(task.space.dim), 1e-4 * torch.randn(2, task.space.dim)
     inputs = task.data("val")[0]
-    exact = task.space.forward(centre + step, inputs).softmax(-1)
-    start = task.space.forward(centre[None], inputs).softmax(-1)
+    kept = task.with_statistics(centre[None])[:, task.space.dim :]
+    exact = task.space.forward(torch.cat([centre + step, kept.expand(2, -1)], 1), inputs).softmax(-1)
+    start = task.space.forward(torch.cat([centre[None], kept], 1), inputs).softmax(-1)
     error = (linear(task, centre, centre + step)(inputs) - exact).abs().max()
     assert error < 0.03 * (exact - start).abs().max()
 
@@ -194,6 +250,11 @@ def test_a_missing_extra_is_named(
         (lambda zoo: StaticFlow(zoo, components=17).fit(Small(), 2, 0), "take at most a fifth"),
         (lambda zoo: SWAG(RECIPE, epochs=1, interval=2).fit(Small(), 2, 0), "rank 20 needs as many iterates"),
         (lambda zoo: HMC(RECIPE, 2, 1, 4, 1).fit(Small(), 9, 0), "fewer than 9 networks"),
+        (lambda zoo: KroneckerLaplace(RECIPE).fit(Normed(), 2, 0), "no kron approximation for this network"),
+        (
+            lambda zoo: StaticFlow(ZooDataModule(Small(), zoo.path, fractions=(0.9, 0, 0.1)), 4).fit(Small(), 2, 0),
+            "has no runs to stop the training by",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(zoo: ZooDataModule, make, message: str) -> None:

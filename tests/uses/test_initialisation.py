@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
 
 from wsflow.cli import main
+from wsflow.description import plain
 from wsflow.tasks import BreastCancer
 from wsflow.uses import Curves, learning_curves, markdown, rows, shuffled, steps_to, summary
 from wsflow.weightspace import GaussianInitializer, WeightSpace
-from wsflow.zoo import Adam, Collector
+from wsflow.zoo import Adam, Collector, EverySnapshot, ZooDataModule
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,21 @@ def test_the_command_compares_kinds_of_starts(networks, tmp_path, capsys):
     assert (tmp_path / "initialisation.svg").stat().st_size > 5_000
 
 
+def test_networks_are_counted_by_run_where_a_zoo_keeps_snapshots(task, networks, tmp_path, capsys):
+    """Ten runs of two snapshots each, one run for validation: one seed of one network, and no more."""
+    zoo, copy = tmp_path / "zoo", shutil.copytree(networks, tmp_path / "run" / "samples")
+    Collector(runs=10, epochs=1, batch_size=64, snapshots=EverySnapshot(4)).collect(task, zoo, progress=False)
+    manifest = json.loads((copy / "zoo.json").read_text())
+    data = plain(ZooDataModule(task, str(zoo), final_only=False))
+    (copy / "zoo.json").write_text(json.dumps(manifest | {"data": data}))
+    options = ["--task=BreastCancer", "--seeds=2", "--steps=2", "--out", str(tmp_path / "out")]
+    assert main(["initialise", "--samples", str(copy), "--n=1", *options]) == 0
+    kinds = json.loads((tmp_path / "out" / "initialisation.json").read_text())["kinds"]
+    assert [len(one["steps_to_level"]["by_seed"]) for one in kinds.values()] == [2, 2, 2, 1]
+    assert main(["initialise", "--samples", str(zoo), "--n=6", *options]) == 1
+    assert f"need 12 samples, {zoo} has 10" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -108,6 +125,7 @@ def test_the_command_compares_kinds_of_starts(networks, tmp_path, capsys):
         (["--task=BreastCancer", "--n=2", "--seeds=1", "--task.widths=[30,8,2]"], "give the task its widths"),
         (["--task=Diabetes", "--n=2", "--seeds=1"], "need a classification task"),
         (["--task=BreastCancer", "--n=2", "--seeds=1", "--steps=0"], "at least 1, got 0"),
+        (["--task=BreastCancer", "--n=2", "--seeds=1", "--batch_size=0"], "at least 1, got 300, 5 and 0"),
     ],
 )
 def test_bad_input(options, words, networks, tmp_path, capsys):

@@ -54,7 +54,8 @@ def importance_weights(
 ) -> ImportanceWeights:
     """Self-normalised weights of networks drawn from q, for the tempered posterior.
 
-    Warns with :class:`WeightsCollapsedWarning` where the effective sample size is below a tenth of n.
+    Warns with :class:`WeightsCollapsedWarning` where the effective sample size of several networks is below a tenth of
+    n, or below 1.5.
 
     Args:
         log_likelihood: (n,), of the train data, as :func:`log_likelihood` gives it.

@@ -105,9 +105,10 @@ class PredictingMembers(Members):
             ValueError: where the function gives another shape, or probabilities that are none.
         """
         given = self.predict(inputs).detach().double()
-        if given.ndim != 3 or given.shape[1] != len(inputs) or not len(given):
-            shape = tuple(given.shape)
-            raise ValueError(f"predict must give (n, {len(inputs)}, C) for {len(inputs)} inputs, not {shape}")
+        outputs = self.task.layer_sizes[-1]
+        if given.ndim != 3 or given.shape[1:] != (len(inputs), outputs) or not len(given):
+            wanted = f"(n, {len(inputs)}, C) with C = {outputs}"
+            raise ValueError(f"predict must give {wanted} for {len(inputs)} inputs, not {tuple(given.shape)}")
         if not isinstance(self.task, ClassificationTask):
             return given
         total = given.sum(-1, keepdim=True)

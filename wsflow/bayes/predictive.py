@@ -115,14 +115,16 @@ def predictive(
         On the CPU.
 
     Raises:
-        ValueError: unless either split or inputs are given, and for a task that is neither classification nor
-            regression, and weights that do not fit.
+        ValueError: unless either split or inputs are given, and for no inputs, a task that is neither classification
+            nor regression, and weights that do not fit.
     """
     if (split is None) == (inputs is None):
         raise ValueError("give either the split to predict or inputs")
     group = members(task, source)
     x, y = task.data(split) if split is not None else (inputs, None)
     assert x is not None
+    if not len(x):
+        raise ValueError("there are no inputs to predict")
     rows = mixing(group.count) if weights is None else _checked(weights, group.count)
     if isinstance(task, ClassificationTask):
         return _classes(group, x, y, rows)

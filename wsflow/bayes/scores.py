@@ -5,7 +5,7 @@ For averaged probabilities p (N, C) and targets y, means over the N data points:
 - negative log-likelihood :math:`-\log p_y`, and the Brier score :math:`\sum_c (p_c - [c = y])^2` of Brier (1950), from
   0 to 2: both proper;
 - expected calibration error: :math:`\sum_k \frac{N_k}{N} |\mathrm{acc}_k - \mathrm{conf}_k|` over bins of equal width
-  of the confidence :math:`\max_c p_c` (Naeini et al. 2015; torchmetrics), and the reliability diagram that it sums up;
+  of the confidence :math:`\max_c p_c` (Naeini et al. 2015), and the reliability diagram that it sums up;
 - area under the risk-coverage curve (Geifman and El-Yaniv 2017): keep the k data points that a measure of confidence
   ranks first; risk is the share of errors among them; the area is the mean over k.  Data points of equal confidence
   have their errors averaged, so that the order in which they come does not matter.
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from wsflow.bayes.predictive import ClassPredictive, Predictive, ValuePredictive
 
@@ -78,11 +77,14 @@ def brier(predictive: Predictive) -> Tensor:
 
 
 def ece(predictive: Predictive, bins: int = BINS) -> Tensor:
-    """Expected calibration error of the most probable class, (S,)."""
-    found, targets = _classes(predictive, "the calibration error")
-    classes = found.probabilities.shape[-1]
-    each = [multiclass_calibration_error(p, targets, classes, bins, "l1") for p in found.probabilities]
-    return torch.stack(each).double()
+    """Expected calibration error of the most probable class, (S,).
+
+    torchmetrics gives a confidence that single precision rounds to 1 a bin of its own, which the diagram has not.
+    """
+    _classes(predictive, "the calibration error")
+    diagram = reliability(predictive, bins)
+    gap = (diagram.accuracy - diagram.confidence).abs().nan_to_num()
+    return (gap * diagram.count).sum(1) / diagram.count.sum(1)
 
 
 def rmse(predictive: Predictive) -> Tensor:

@@ -44,11 +44,12 @@ def baselines(
     entries = {}
     for name, row in comparison.methods.items():
         kept = split == "test"
-        entry = known_entry(results, file, name, settings[name]) if kept else {"by_seed": {}}
+        entry = known_entry(results, file, name, settings) if kept else {"by_seed": {}}
         if methods is None or name in methods:
             for seed in seeds or comparison.seeds:
-                if str(seed) not in entry["by_seed"]:
-                    entry["by_seed"][str(seed)] = _measure(comparison, name, row.method, seed, split)
+                if str(seed) in entry["by_seed"]:
+                    continue
+                entry["by_seed"][str(seed)] = _measure(comparison, name, row.method, seed, split)
                 if kept:
                     keep(results, file, origin, name, entry)
         entries[name] = entry

@@ -89,6 +89,8 @@ def bayes(
         ValueError: where the networks, the zoo or the settings do not fit.
     """
     numbers = _numbers(sizes)
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
     stored = {_label(path, samples): stored_networks(Path(path), n) for path in samples}
     if not stored:
         raise ValueError("give folders of generated networks by --samples")

@@ -9,8 +9,8 @@ A comparison file is YAML of the fields of :class:`Comparison`; a method is name
         label: Deep ensemble
         method: {class_path: DeepEnsemble, init_args: {recipe: {class_path: Recipe}}}
 
-The results file holds, by the file's name, ``methods``: settings and, by seed and number of networks, what was
-measured; and ``origin``: command, commit, hardware.
+The results file holds, by the file's name, ``methods``: settings, what they were judged by (``shared``: task, outliers,
+sizes) and, by seed and number of networks, what was measured; and ``origin``: command, commit, hardware.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser
 
@@ -81,9 +81,25 @@ class Comparison:
     sizes: list[int] = field(default_factory=lambda: [1, 5, 10, 50])
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
 
+    def __post_init__(self) -> None:
+        if not self.sizes or min(self.sizes) < 1:
+            raise ValueError(f"sizes must be positive numbers, got {self.sizes}")
 
-def read_comparison(path: str | Path) -> tuple[Comparison, dict[str, Any]]:
-    """The comparison that a file describes, and the settings of each method as plain data.
+
+class Settings(NamedTuple):
+    """What a comparison file says, as plain data.
+
+    Attributes:
+        methods: Each method, by key.
+        shared: ``task``, ``outliers`` and ``sizes``, on which what is measured depends too.
+    """
+
+    methods: dict[str, Any]
+    shared: dict[str, Any]
+
+
+def read_comparison(path: str | Path) -> tuple[Comparison, Settings]:
+    """The comparison that a file describes, and its settings as plain data.
 
     Raises:
         ValueError: where there is no file, or it says what no comparison has.
@@ -93,7 +109,9 @@ def read_comparison(path: str | Path) -> tuple[Comparison, dict[str, Any]]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Comparison, nested_key=None)
     parsed = parser.parse_string(Path(path).read_text())
-    settings = {name: row["method"] for name, row in json.loads(json.dumps(parsed.as_dict()))["methods"].items()}
+    plain = json.loads(json.dumps(parsed.as_dict()))
+    methods = {name: row["method"] for name, row in plain["methods"].items()}
+    settings = Settings(methods, {name: plain[name] for name in ("task", "outliers", "sizes")})
     return Comparison(**parser.instantiate_classes(parsed).as_dict()), settings
 
 
@@ -109,10 +127,16 @@ def keep(path: str | Path, file: str, origin: Mapping[str, Any], name: str, entr
     temporary.replace(target)
 
 
-def known_entry(path: str | Path, file: str, name: str, settings: Any) -> dict[str, Any]:
-    """What is kept of a method; nothing of it was measured where its settings were others."""
+def known_entry(path: str | Path, file: str, name: str, settings: Settings) -> dict[str, Any]:
+    """What is kept of a method; nothing of it was measured where its settings, or those of all methods, were others.
+
+    Entries of before ``shared`` was kept are taken to be of the same task, outliers and sizes.
+    """
     found: dict[str, Any] = read_results(path).get(Path(file).stem, {}).get("methods", {}).get(name, {})
-    return found if found.get("settings") == settings else {"settings": settings, "by_seed": {}}
+    entry = {"settings": settings.methods[name], "shared": settings.shared}
+    same = {"shared": settings.shared, **found}
+    by_seed = found["by_seed"] if all(same.get(part) == value for part, value in entry.items()) else {}
+    return {**entry, "by_seed": by_seed}
 
 
 def rounded(values: Mapping[str, float]) -> dict[str, float]:

@@ -78,9 +78,9 @@ def initialise(
         ValueError: where the samples are too few or of another weight space, or the task has no accuracy.
     """
     zoo = Zoo.open(samples)
-    if n < 1 or seeds < 1 or n * seeds > len(zoo):
+    if n < 1 or seeds < 1 or n * seeds > len(zoo.run_ids):
         raise ValueError(
-            f"{seeds} seeds of {n} networks need {max(n, 1) * max(seeds, 1)} samples, {samples} has {len(zoo)}"
+            f"{seeds} seeds of {n} networks need {max(n, 1) * max(seeds, 1)} samples, {samples} has {len(zoo.run_ids)}"
         )
     if not isinstance(task, ClassificationTask):
         raise ValueError(f"steps to an accuracy need a classification task, and {task.name} is none")
@@ -117,8 +117,10 @@ def _starts(zoo: Zoo, initializer: Initializer | None, split: str, n: int, seed:
     yield "generated", rows
     yield "random", (initializer or default).sample(zoo.space, n, generator)
     yield "generated, shuffled", shuffled(zoo.space, rows, generator)
-    if data is not None and len(data.rows(split)) >= (seed + 1) * n:
-        runs = data.rows(split, final_only=True)[seed * n : (seed + 1) * n]
+    if data is None:
+        return
+    runs = data.rows(split, final_only=True)[seed * n : (seed + 1) * n]
+    if len(runs) == n:
         yield f"trained on {type(data.task).__name__}", data.zoo.rows(runs)
 
 

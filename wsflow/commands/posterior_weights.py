@@ -26,14 +26,14 @@ def posterior_weights(folder: str, theta: Tensor, task: BaseTask, power: float, 
         seed: Of the probes that estimate divergences.
 
     Raises:
-        ValueError: for networks that no checkpoint is named for, or that have no density in flat weight space: they
-            were guided or noisy, or the flow is on another geometry.
+        ValueError: for networks that no checkpoint is named for, or whose density in flat weight space is not known:
+            they were guided, noisy or asked for by a condition, or the flow is on another geometry.
     """
     manifest = Zoo.open(folder).manifest
     path, sampling = manifest.get("checkpoint"), manifest.get("sampling") or {}
     if not path or not Path(path).is_file():
         raise ValueError(f"importance weights need the flow of {folder}, and its checkpoint {path} is not there")
-    changed = [name for name in ("noise", "perturbation", "guidance") if sampling.get(name)]
+    changed = [name for name in ("noise", "perturbation", "guidance", "condition") if sampling.get(name)]
     if changed:
         raise ValueError(f"the networks in {folder} were sampled with {', '.join(changed)} and have no known density")
     flow = load(path)

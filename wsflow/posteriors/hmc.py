@@ -214,9 +214,9 @@ def _iterate(
 
 @torch.no_grad()
 def _notes(task: BaseTask, trace: Trace) -> dict[str, float]:
-    inputs = task.probe(32)
-    outputs = torch.stack([task.predictions(task.space.forward(theta, inputs.to(theta))) for theta in trace.theta])
-    r_hat = split_r_hat(outputs)
+    inputs = task.probe(32).to(trace.theta)
+    networks = (task.with_statistics(theta) for theta in trace.theta)
+    r_hat = split_r_hat(torch.stack([task.predictions(task.space.forward(theta, inputs)) for theta in networks]))
     return {
         "acceptance": float(trace.acceptance.mean()),
         "r_hat.log_posterior": float(split_r_hat(trace.log_density)),

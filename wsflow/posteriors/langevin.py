@@ -162,18 +162,20 @@ def run_chains(
     def log_posterior(theta: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return target.on_batch(theta, batch).sum() / target.count, torch.zeros(())
 
-    transform, kept = build(log_posterior, target.count), []
+    transform, kept, seen = build(log_posterior, target.count), [], 0
     state = transform.init(recipe.train(target.task, chains, seed))
     steps = schedule.burn_in + schedule.interval * -(-n // chains)
     batches = target.batches(chains, schedule.batch_size, seed + 1)
     with torch.random.fork_rng(devices=[]):  # the library draws from the global generator
         torch.default_generator.manual_seed(seed)
         for step in range(1, steps + 1):
-            state, _ = transform.update(state, next(batches), inplace=False)
+            batch = next(batches)
+            state, _ = transform.update(state, batch, inplace=False)
+            seen += batch[1].shape[1]
             if step > schedule.burn_in and (step - schedule.burn_in) % schedule.interval == 0:
                 kept.append(state.params)
     theta = torch.cat(kept)[:n]
     if not theta.isfinite().all():
         raise ValueError("a chain diverged; lower its learning rate")
-    epochs = recipe.epochs + steps * schedule.batch_size / target.count
+    epochs = recipe.epochs + seen / target.count
     return Draws(theta, seconds=time.process_time() - began, gradient_evaluations=chains * epochs)

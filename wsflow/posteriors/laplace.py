@@ -1,8 +1,10 @@
 r"""Laplace approximations around one trained network, by the library ``laplace-torch`` (Daxberger et al. 2021).
 
 The posterior is :math:`N(\theta^*, P^{-1})` with :math:`P = H + \lambda I`, H the generalised Gauss-Newton matrix of
-the train loss: in full, with Kronecker factors, or of the last layer alone.  :math:`\lambda` maximises the marginal
-likelihood unless it is given.
+the negative log-likelihood of the train split: in full, with Kronecker factors, or of the last layer alone.
+:math:`\lambda` maximises the marginal likelihood unless it is given.  The noise variance of a regression is the trained
+network's mean squared error on train data, as it is where networks are judged (:mod:`wsflow.tasks.regression`).
+Running statistics of batch norm stay those of the trained network.
 
 A linearised network is the Gauss-Newton matrix's own model of the function,
 
@@ -27,7 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from wsflow.posteriors.base import Draws, PosteriorMethod, extra
 from wsflow.posteriors.recipe import Recipe
 from wsflow.tasks.base import BaseTask
-from wsflow.tasks.regression import RegressionTask
+from wsflow.tasks.regression import SMALLEST_VARIANCE, RegressionTask
 from wsflow.weightspace import WeightSpace
 
 POINTS = 500
@@ -87,6 +89,8 @@ class FullLaplace(PosteriorMethod):
 def linear(task: BaseTask, centre: Tensor, theta: Tensor) -> Callable[[Tensor], Tensor]:
     """Predictions (n, N, C) of inputs (N, ...) by networks that are linear in their weights around a centre.
 
+    They keep the centre's running statistics.
+
     Args:
         task: Their task.
         centre: (D,).
@@ -96,9 +100,11 @@ def linear(task: BaseTask, centre: Tensor, theta: Tensor) -> Callable[[Tensor], 
     def predict(inputs: Tensor) -> Tensor:
         return torch.cat([task.predictions(part(x)) for x in torch.split(inputs, POINTS)], dim=1)
 
+    statistics = task.with_statistics(centre[None])[:, len(centre) :]
+
     def part(inputs: Tensor) -> Tensor:
         def outputs(weights: Tensor) -> Tensor:
-            return task.space.forward(weights[None], inputs.to(weights))[0]
+            return task.space.forward(torch.cat([weights[None], statistics], 1), inputs.to(weights))[0]
 
         def along(direction: Tensor) -> Tensor:
             pair: Any = torch.func.jvp(outputs, (centre,), (direction,))  # typed as if there were a third result
@@ -133,16 +139,23 @@ def _fit(
 
 
 def _approximate(library: Any, task: BaseTask, centre: Tensor, precision: float | None, kind: tuple[str, str]) -> Any:
-    network = task.space.to_module(centre)
+    network = task.space.to_module(task.with_statistics(centre[None])[0])
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in task.space.names)
-    likelihood = "regression" if isinstance(task, RegressionTask) else "classification"
+    likelihood, noise = "classification", 1.0
+    if isinstance(task, RegressionTask):
+        likelihood = "regression"
+        noise = float(task.evaluate(centre[None], "train")["mse"].clamp(min=SMALLEST_VARIANCE).sqrt())
     inputs, targets = task.data("train")
     with _quiet(), torch.random.fork_rng(devices=[]):  # loaders and estimators draw from the global generator
         torch.default_generator.manual_seed(0)
         subset, structure = kind
-        found = library.Laplace(network, likelihood, subset_of_weights=subset, hessian_structure=structure)
-        found.fit(DataLoader(TensorDataset(inputs, targets), batch_size=POINTS))
+        settings = {"subset_of_weights": subset, "hessian_structure": structure, "sigma_noise": noise}
+        found = library.Laplace(network, likelihood, **settings)
+        try:
+            found.fit(DataLoader(TensorDataset(inputs, targets), batch_size=POINTS))
+        except NotImplementedError as error:
+            raise ValueError(f"laplace-torch has no {structure} approximation for this network: {error}") from error
         if precision is None:
             found.optimize_prior_precision(pred_type="glm", method="marglik", prior_structure="scalar")
         else:

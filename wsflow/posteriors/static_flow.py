@@ -82,10 +82,12 @@ class StaticFlow(PosteriorMethod):
         per component of train and validation networks.
 
         Raises:
-            ValueError: where there are too few networks for the components.
+            ValueError: where there are too few networks for the components, or none in the validation split.
         """
         make = self.flow or _spline_flow
         began = time.process_time()
+        if not len(self.data.rows("val", final_only=True)):
+            raise ValueError(f"the val split of {self.data.path} has no runs to stop the training by; change fractions")
         train, val = (self.data.networks(split).x1 for split in ("train", "val"))
         if self.components > len(train) / 5:
             raise ValueError(

@@ -59,10 +59,10 @@ def learning_curves(
         seed: Of the order of the data, which is another one for each network.
 
     Raises:
-        ValueError: for fewer than one step, weights of another space, and a task without data.
+        ValueError: for fewer than one step or data point, weights of another space, and a task without data.
     """
-    if steps < 1 or every < 1:
-        raise ValueError(f"steps and every must be at least 1, got {steps} and {every}")
+    if min(steps, every, batch_size) < 1:
+        raise ValueError(f"steps, every and batch_size must be at least 1, got {steps}, {every} and {batch_size}")
     task.space.check(starts)
     scored = sorted({*range(every, steps + 1, every), steps})
     order = DataOrder(len(task.data("train")[0]), seed, range(len(starts)))
