@@ -9,9 +9,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from wsflow.cli import main
+from wsflow.report.card import novelty
+from wsflow.report.figures import nearest_curves
+from wsflow.report.markup import Section
+from wsflow.report.markup import page as written
+from wsflow.report.sections import Gallery
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -158,6 +164,29 @@ def test_several_runs_stand_side_by_side(run, tmp_path):
     assert page.cells[place + 1 : place + 3] == ["TrajectoryCoupling", "IndependentCoupling"]
     assert "The evaluation of second is missing: its folder holds no report.json." in page.text
     assert re.search(r"Reliability is missing: [^.]*", page.text)
+
+
+def test_names_that_come_to_the_same_stay_apart():
+    """Runs "a/b" and "a b", a run that has the name of a section, and one without a letter."""
+    titles = ["a/b", "Settings", "a b", "settings", "(1)", "?", "a b 2"]
+    found = Page(written("<b>", "", [Section(title, title) for title in titles]))
+    anchors = [attributes["id"] for _, attributes in found.seen if "id" in attributes]
+    assert anchors == ["a-b", "settings", "a-b-2", "settings-2", "1", "section", "a-b-2-2"]
+    assert [a["href"][1:] for tag, a in found.seen if tag == "a"] == anchors
+    gallery = Gallery()
+    for name, distance in (("a/b", 1.0), ("a b", 2.0)):
+        gallery.add(name, nearest_curves({"generated": np.array([distance])}), name, name)
+    assert list(gallery.files) == ["a-b.svg", "a-b.png", "a-b-2.svg", "a-b-2.png"]
+    assert gallery.files["a-b.png"] != gallery.files["a-b-2.png"]
+
+
+def test_a_novelty_test_without_numbers_is_not_passed():
+    numbers = {"samples.nn_ratio.function": 1.0, "samples.nn_ratio.weight": 1.0, "samples.z_u": 0.1}
+    assert novelty(numbers).startswith("passed")
+    assert novelty(numbers | {"samples.z_u": -3.0}).startswith("closer")
+    for name in numbers:
+        assert novelty(numbers | {name: float("nan")}) is None
+        assert novelty({key: value for key, value in numbers.items() if key != name}) is None
 
 
 @pytest.mark.parametrize(

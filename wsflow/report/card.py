@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,11 @@ def card(run: Run, flow: Flow | None, licence: str | None) -> str:
 
 
 def novelty(values: Any) -> str | None:
-    """The outcome of an evaluation's novelty test in words; None where it was not made."""
-    function, weight, z_u = (values.get(f"samples.{key}") for key in ("nn_ratio.function", "nn_ratio.weight", "z_u"))
-    if function is None or z_u is None:
+    """The outcome of an evaluation's novelty test in words; None where it was not made or came to nothing."""
+    found = [values.get(f"samples.{key}") for key in ("nn_ratio.function", "nn_ratio.weight", "z_u")]
+    if any(value is None or isnan(value) for value in found):
         return None
+    function, weight, z_u = found
     numbers = f"nearest-neighbour ratio {function:.2f} as functions, {weight:.2f} as weights, Z_U {z_u:.1f}"
     if function < NEW or weight < NEW or z_u < OLD:
         return f"closer to the training networks than real unseen networks are, so partly copied ({numbers})"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from html import escape
+from itertools import count
 from typing import NamedTuple
 
 from wsflow.report.style import STYLE
@@ -23,7 +24,7 @@ class Section(NamedTuple):
 
     @property
     def anchor(self) -> str:
-        """Where links to it lead."""
+        """Where links to it lead, unless another section of the page has the same."""
         return "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split())
 
 
@@ -35,10 +36,13 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         lead: HTML below the title.
         sections: In order; the contents link to them.
     """
-    links = "".join(f'<li><a href="#{section.anchor}">{escape(section.title)}</a></li>' for section in sections)
+    anchors: dict[str, Section] = {}
+    for section in sections:
+        anchors[free(section.anchor or "section", anchors)] = section
+    links = "".join(f'<li><a href="#{anchor}">{escape(section.title)}</a></li>' for anchor, section in anchors.items())
     body = "\n".join(
-        f'<section id="{section.anchor}">\n<h2>{escape(section.title)}</h2>\n{section.body}\n</section>'
-        for section in sections
+        f'<section id="{anchor}">\n<h2>{escape(section.title)}</h2>\n{section.body}\n</section>'
+        for anchor, section in anchors.items()
     )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -48,6 +52,11 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         f"<header>\n<h1>{escape(title)}</h1>\n{lead}\n</header>\n"
         f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n<main>\n{body}\n</main>\n</body>\n</html>\n'
     )
+
+
+def free(name: str, taken: Collection[str]) -> str:
+    """A name or, where it is taken, the name with the first number from 2 on that is free."""
+    return next(one for one in (name if k == 1 else f"{name}-{k}" for k in count(1)) if one not in taken)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", numbers: bool = True) -> str:

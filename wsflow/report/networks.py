@@ -84,7 +84,7 @@ class Library:
         """The data module of a flow's training.
 
         Raises:
-            Missing: where it is not known, or its zoo is not there.
+            MissingError: where it is not known, or its zoo is not there.
         """
         if not description:
             raise MissingError("the networks do not say which zoo their flow was trained on")

@@ -20,7 +20,7 @@ from wsflow.callbacks.barrier_figures import barrier_matrices
 from wsflow.callbacks.figures import weight_means
 from wsflow.report import figures, networks, tables
 from wsflow.report.card import card
-from wsflow.report.markup import Section, details, missing, paragraph, picture, preformatted, table
+from wsflow.report.markup import Section, details, free, missing, paragraph, picture, preformatted, table
 from wsflow.report.markup import figures as grid
 from wsflow.report.networks import Library, MissingError, Networks
 from wsflow.report.runs import Case, Run, read_json
@@ -43,8 +43,9 @@ class Gallery:
     files: dict[str, bytes] = field(default_factory=dict)
 
     def add(self, name: str, figure: Figure, alt: str, caption: str, wide: bool = False) -> str:
-        """HTML of a figure; it is kept as SVG and PNG under its name."""
-        place = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+        """HTML of a figure; it is kept as SVG and PNG under its name, numbered where that is taken."""
+        taken = {file.removesuffix(".svg") for file in self.files}
+        place = free("".join(c if c.isalnum() or c in "-_" else "-" for c in name), taken)
         picture_bytes = figures.svg(figure)
         self.files[f"{place}.svg"], self.files[f"{place}.png"] = picture_bytes, figures.png(figure)
         return picture(picture_bytes, alt, caption, wide)
