@@ -56,6 +56,16 @@ class TestOrthogonalise:
         torch.testing.assert_close(orthogonalise(1e-3 * m), orthogonalise(m))
         assert torch.equal(orthogonalise(0 * m), 0 * m)
 
+    @pytest.mark.parametrize("shape", [(2, 6, 50), (3, 40, 5)], ids=str)
+    def test_wide_matrices_take_the_steps_of_the_iteration(self, shape: tuple[int, ...]) -> None:
+        m = torch.randn(shape, dtype=torch.float64)
+        a, b, c = NEWTON_SCHULZ
+        x = m / m.flatten(1).norm(dim=1)[:, None, None]
+        for _ in range(5):
+            gram = x @ x.mT
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        torch.testing.assert_close(orthogonalise(m), x)
+
     def test_a_batch_is_its_matrices_one_by_one(self) -> None:
         m = torch.randn(4, 10, 6, dtype=torch.float64)
         torch.testing.assert_close(orthogonalise(m), torch.cat([orthogonalise(one[None]) for one in m]))

@@ -6,7 +6,8 @@ and singular values near 1, found by five steps of a Newton-Schulz iteration,
 .. math::
     X \leftarrow a X + (b A + c A^2) X, \quad A = X X^T, \quad X_0 = M / \lVert M \rVert_F .
 
-The update is scaled by :math:`\sqrt{\max(1, rows / columns)}`.  Matrices of one shape are treated in one batched
+All factors of X are polynomials of the first A and commute, so that for wide matrices their product is formed first and
+X is multiplied once.  The update is scaled by :math:`\sqrt{\max(1, rows / columns)}`.  Matrices of one shape are treated in one batched
 product.  For weight-space fields it needs about half the steps of Adam.
 """
 
@@ -21,6 +22,9 @@ from torch import Tensor
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients (a, b, c), chosen by Jordan et al. (2024) for the steepest slope at zero."""
+
+WIDE = 3
+"""Times as many columns as rows from which on the factors of a matrix are multiplied first."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -128,7 +132,23 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    if x.shape[-1] >= WIDE * x.shape[-2]:
+        x = _product(x @ x.mT, steps) @ x
+    else:
+        for _ in range(steps):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def _product(gram: Tensor, steps: int) -> Tensor:
+    """The product of what all steps multiply X by, (n, rows, rows), from the first A; A becomes P A P after each."""
+    a, b, c = NEWTON_SCHULZ
+    unit = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    product = unit.expand_as(gram)
+    for step in range(steps):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * unit
+        product = factor @ product
+        if step + 1 < steps:
+            gram = factor @ gram @ factor
+    return product
