@@ -7,8 +7,8 @@ and singular values near 1, found by five steps of a Newton-Schulz iteration,
     X \leftarrow a X + (b A + c A^2) X, \quad A = X X^T, \quad X_0 = M / \lVert M \rVert_F .
 
 All factors of X are polynomials of the first A and commute, so that for wide matrices their product is formed first and
-X is multiplied once.  The update is scaled by :math:`\sqrt{\max(1, rows / columns)}`.  Matrices of one shape are treated in one batched
-product.  For weight-space fields it needs about half the steps of Adam.
+X is multiplied once.  The update is scaled by :math:`\sqrt{\max(1, rows / columns)}`.  Matrices of one shape are
+treated in one batched product.  For weight-space fields it needs about half the steps of Adam.
 """
 
 from __future__ import annotations
