@@ -30,6 +30,7 @@ CASES = {
     "geometric-ot": ("breast_cancer", ("geometry/geometric", "coupling/ot")),
     "geometric-aligned_ot": ("digits", ("geometry/geometric", "coupling/aligned_ot")),
     "euclidean-pna": ("breast_cancer", ("geometry/euclidean", "field/pna")),
+    "geometric-informed": ("breast_cancer", ("geometry/geometric", "field/informed_small", "loss/functional")),
 }
 
 SLOW = {"resnet18_head": pytest.mark.slow}  # it builds a ResNet-18 in each of its commands

@@ -105,7 +105,7 @@ class GradientInformed(StackedField):
         if damping:
             input_blocks(space)
         if parts > 1 and space.buffers:
-            raise ValueError("the batch norm of this network takes its statistics from one part of the data: parts=1")
+            raise ValueError("batch norm takes its statistics from one part of the data: give parts=1 for this network")
         super().__init__(space, extra, field or NeuronTransformer, 2 + len(damping), condition)
         self.points, self.parts, self.power, self.damping = points, parts, power, tuple(damping)
         self.register_buffer("gradient_scale", torch.ones(()))
