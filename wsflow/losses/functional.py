@@ -14,6 +14,10 @@ has exactly the law of the trained networks; with this term the minimiser moves 
 be better, and more alike, than trained ones: watch dispersion and novelty.  At small t the best endpoint is a mean over
 many networks and no network, so that its own loss says little: p and :math:`t_0` leave such times out.
 
+*Scale.*  Geometries without the last layer's scale (``keep_scale=False``) decode to networks of its labels and not of
+its loss, and lowering their loss as they stand would turn them away from the trained ones, towards confidence that the
+form does not have.  ``scale`` gives the outputs back what the form leaves out: the mean over train networks.
+
 *Batch norm.*  Predicted weights have no running statistics, so every step recomputes them for every network on the
 task's first ``statistics_points`` train inputs, with derivatives: by default this costs as much as a mini-batch of
 1,000, however small ``batch_size`` is.
@@ -39,9 +43,11 @@ class FunctionalTerm:
         after: Least time at which the term counts.
         shared: Whether all networks of a step see the same data points, which costs less memory; otherwise each draws
             its own, with replacement.
+        scale: Multiplies the outputs of predicted networks.
 
     Raises:
-        ValueError: for a negative weight or power, a batch size below 1, or a time out of [0, 1).
+        ValueError: for a negative weight or power, a batch size below 1, a time out of [0, 1), or a scale that is not
+            positive.
     """
 
     def __init__(
@@ -51,14 +57,18 @@ class FunctionalTerm:
         power: float = 1.0,
         after: float = 0.0,
         shared: bool = True,
+        scale: float = 1.0,
     ) -> None:
-        if not (weight >= 0 and power >= 0):
-            raise ValueError(f"weight and power must not be negative, got {weight} and {power}")
+        if not (weight >= 0 and power >= 0 and scale > 0):
+            raise ValueError(
+                f"weight and power must not be negative and scale must be positive, got {weight}, {power} and {scale}"
+            )
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if not 0 <= after < 1:
             raise ValueError(f"after must lie in [0, 1), got {after}")
         self.weight, self.batch_size, self.power, self.after, self.shared = weight, batch_size, power, after, shared
+        self.scale = scale
         self._objective: Objective | None = None
 
     def attach(self, task: Any) -> None:
@@ -72,7 +82,7 @@ class FunctionalTerm:
                 f"FunctionalTerm needs the train data of the base task, and {_what(task)}; "
                 "train with a data module whose task has data, or leave the term out"
             )
-        self._objective = task.objective("train", self.batch_size, self.shared)
+        self._objective = task.objective("train", self.batch_size, self.shared, self.scale)
 
     def time_weight(self, t: Tensor) -> Tensor:
         """w(t), elementwise."""

@@ -210,18 +210,21 @@ class BaseTask(ABC):
         """Scores that follow from the means over data points, each (B,); none by default."""
         return {}
 
-    def objective(self, split: str = "train", batch_size: int | None = None, shared: bool = True) -> Objective:
+    def objective(
+        self, split: str = "train", batch_size: int | None = None, shared: bool = True, scale: float = 1.0
+    ) -> Objective:
         """The loss on a split as a function of weights.
 
         Args:
             split: ``train``, ``val`` or ``test``.
             batch_size: Data points drawn with the objective's generator at each call; None for the whole split.
             shared: Whether all networks see the same data points; otherwise each draws its own, with replacement.
+            scale: Multiplies the outputs before the loss is taken.
 
         Raises:
             ValueError: for an unknown split, a task without data or a batch larger than the split.
         """
-        return TaskObjective(self, split, batch_size, shared)
+        return TaskObjective(self, split, batch_size, shared, scale)
 
     @cached_property
     def _data(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -266,8 +269,10 @@ class TaskObjective(Objective):
     The split moves to the device of the weights once and stays there.
     """
 
-    def __init__(self, task: BaseTask, split: str, batch_size: int | None, shared: bool = True) -> None:
-        self.task, self.split, self.batch_size, self.shared = task, split, batch_size, shared
+    def __init__(
+        self, task: BaseTask, split: str, batch_size: int | None, shared: bool = True, scale: float = 1.0
+    ) -> None:
+        self.task, self.split, self.batch_size, self.shared, self.scale = task, split, batch_size, shared, scale
         count = len(task.data(split)[0])
         if batch_size is not None and not 1 <= batch_size <= count:
             raise ValueError(f"batch_size {batch_size} does not fit the {count} data points of split {split!r}")
@@ -286,7 +291,7 @@ class TaskObjective(Objective):
             index = send(self._draw(len(theta), len(inputs), self.batch_size, generator), theta.device)
             inputs, targets = inputs[index], targets[index]
         logits = self.task.space.forward(self.task.with_statistics(theta), inputs.to(theta), per_network)
-        return self.task.loss(logits, targets)
+        return self.task.loss(logits if self.scale == 1 else self.scale * logits, targets)
 
     def _draw(self, networks: int, points: int, size: int, generator: torch.Generator | None) -> Tensor:
         """Indices of data points, (size,) or, where each network has its own, (B, size)."""
