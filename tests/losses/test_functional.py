@@ -118,3 +118,20 @@ def test_what_a_term_needs_is_said(task, words):
 def test_wrong_arguments(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         FunctionalTerm(**arguments)
+
+
+def test_the_scale_is_that_of_the_outputs():
+    """A form without the last layer's scale has the loss of the whole network once the scale is given back."""
+    task = Small()
+    space = task.space
+    theta = torch.randn(1, space.dim, generator=generator()).double()
+    form = Geometric(space, keep_scale=False)
+    labels = form.decode(form.encode(theta))
+    inputs, targets = (part.double() if part.is_floating_point() else part for part in task.data("train"))
+    whole, part = space.forward(theta, inputs), space.forward(labels, inputs)
+    scale = float((whole * part).sum() / part.square().sum())
+    term = FunctionalTerm(batch_size=None, scale=scale)
+    term.attach(task)
+    torch.testing.assert_close(term(labels, torch.ones(1)), task.loss(whole, targets))
+    with pytest.raises(ValueError, match="scale must be positive"):
+        FunctionalTerm(scale=0)
