@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "alignment": {"weightspace", "description"},
     "flow": {"weightspace", "geometry", "alignment"},  # alignment: the permutation-aware coupling
     "fields": {"weightspace", "geometry"},
-    "losses": {"weightspace", "geometry", "fields"},
+    "losses": {"weightspace", "geometry", "fields", "flow"},  # flow: the steps of a rollout
     "description": set(),
     "memory": set(),
     "tasks": {"weightspace", "description"},
@@ -79,6 +79,7 @@ ROOMS: dict[str, set[str]] = {
         "description",
         "schedule",
         "optim",
+        "checkpoint",
         "posteriors",
         "commands",
     },

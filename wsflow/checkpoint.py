@@ -39,6 +39,15 @@ class HasHyperparameters(Protocol):
         """A mapping that can be changed."""
 
 
+class HasWeights(Protocol):
+    """A module of a weight space, as far as its weights go."""
+
+    space: WeightSpace
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """Take weights that fit, or raise ValueError."""
+
+
 def describe_hyperparameters(module: HasHyperparameters, init: Callable[..., Any]) -> None:
     """Where the command line has not given plain hyperparameters, describe the objects they hold.
 
@@ -70,6 +79,20 @@ def refuse_other_space(stored: Mapping[str, Any], space: WeightSpace) -> None:
             f"the checkpoint was trained on networks {_name(stored['space'])}, "
             f"but this model is for {_name(space.description)}: another weight space"
         )
+
+
+def take_weights(module: HasWeights, checkpoint: Mapping[str, Any]) -> None:
+    """Give a model the weights of a trained flow, to train them on in another way: by another loss, on other runs.
+
+    Args:
+        module: The model.
+        checkpoint: What :func:`wsflow.api.read_checkpoint` gives.
+
+    Raises:
+        ValueError: where the flow was trained on another base network, or its field is another one.
+    """
+    refuse_other_space(checkpoint["hyper_parameters"], module.space)
+    module.load_state_dict(checkpoint["state_dict"])
 
 
 def fingerprints(theta: Tensor) -> list[str]:

@@ -46,6 +46,7 @@ from wsflow import (
 )
 from wsflow.api import read_checkpoint
 from wsflow.callbacks import FailTogether, Preemption
+from wsflow.checkpoint import take_weights
 from wsflow.commands import parsers
 from wsflow.commands.errors import one_line
 from wsflow.commands.run import read_timing, record_timing, run_loggers, shown
@@ -57,6 +58,8 @@ PLUGINS = (alignment, callbacks, fields, flow, geometry, losses, optim, schedule
 """What configs can name without a package: jsonargparse finds the classes that have been imported."""
 
 STAGES = ("fit", "validate", "test")
+
+WEIGHTS = "A checkpoint whose weights fit begins with, to train them on in another way; of no effect elsewhere."
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a process that SIGTERM ended, by the shell's convention."""
@@ -98,6 +101,7 @@ class WsflowCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What follows from what: the weight space from the data, every seed from one."""
+        parser.add_argument("--weights", type=str, default=None, help=WEIGHTS)
         add_links(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -146,6 +150,8 @@ class WsflowCLI(LightningCLI):
                 f"{root} holds checkpoints of another training: continue it with --ckpt_path last, "
                 "or choose another --trainer.default_root_dir"
             )
+        if (weights := self._get(self.config, "weights")) is not None and self._ckpt_path is None:
+            take_weights(self.model, read_checkpoint(weights))
         self._collect(root)
         self._begin = time.perf_counter()
 
@@ -194,6 +200,7 @@ def collect(args: Sequence[str]) -> None:
     parser.add_argument("--dry-run", action="store_true", help="Only print the estimated time, memory and disk space.")
     parser.add_argument("--quiet", action="store_true", help="Show no progress bar.")
     parser.add_argument("--seed_everything", type=bool | int, default=0, help="As for fit; of no effect on a zoo.")
+    parser.add_argument("--weights", type=str, default=None, help=WEIGHTS)
     parser.add_lightning_class_args(ZooDataModule, "data")
     parser.add_lightning_class_args(FlowMatchingModule, "model")
     parser.add_lightning_class_args(Trainer, "trainer")

@@ -68,8 +68,8 @@ from wsflow.flow import (
     TimeLaw,
 )
 from wsflow.geometry import UNALIGNED, Euclidean, Geometry, PrincipalComponents
-from wsflow.losses import FunctionalTerm, Weighting
-from wsflow.sampling import Generation, compare_with_prior
+from wsflow.losses import FunctionalTerm, RolloutTerm, Weighting
+from wsflow.sampling import Generation, compare_with_prior, evaluating
 from wsflow.schedule import WarmupCosine
 from wsflow.weightspace import WeightSpace, ZooBatch
 from wsflow.weightspace.randomness import RowGenerator, common
@@ -146,6 +146,8 @@ class FlowMatchingModule(LightningModule):
         self.path = path or GeodesicPath()
         self.parametrization = parametrization or Velocity()
         self.functional, self.weighting = functional, weighting
+        if isinstance(functional, RolloutTerm) and isinstance(self.field, SelfConditioned):
+            raise ValueError("RolloutTerm follows a flow of states alone: leave it out, or SelfConditioned")
         if weighting is not None:
             self.register_buffer("loss_weight", torch.ones(self.geometry.dim))
         if isinstance(self.path, SnapshotPath) and isinstance(self.parametrization, Endpoint):
@@ -174,16 +176,22 @@ class FlowMatchingModule(LightningModule):
         """The mean that training minimises, and its parts without gradient, by name; ``flow_loss`` is one of them."""
         sample = self.draw(batch, generator)
         estimate = isinstance(self.field, SelfConditioned) and self.field.draws_estimate(common(generator))
-        output = self._predict(sample, tell(self.conditioning, batch.label, generator), estimate)
+        label = tell(self.conditioning, batch.label, generator)
+        output = self._predict(sample, label, estimate)
         loss = self._flow_loss(sample, output).mean()
         parts = {"flow_loss": loss.detach()}
         if self.weighting is not None:
             loss = self._flow_loss(sample, output, self.loss_weight).mean()
             parts["weighted_loss"] = loss.detach()
         if self.functional is not None:
-            end = self.parametrization.endpoint(output, self.geometry, sample.x_t, sample.t)
-            theta = self.geometry.decode(self.geometry.finish(end))
-            functional = self.functional(theta, sample.t, generator).mean()
+            x, t = sample.x_t, sample.t
+            if isinstance(self.functional, RolloutTerm):
+                x0 = send(self.prior.sample(len(x), self.geometry, generator), x)
+                with evaluating(self.field):
+                    x, t, label = self.functional.states(self.velocity, self.geometry, x0, label)
+                output = self.field(x, t, label)
+            end = self.parametrization.endpoint(output, self.geometry, x, t)
+            functional = self.functional(self.geometry.decode(self.geometry.finish(end)), t, generator).mean()
             loss = loss + self.functional.weight * functional
             parts["functional_loss"] = functional.detach()
         return loss, parts
@@ -368,8 +376,7 @@ class FlowMatchingModule(LightningModule):
         return self.geometry.inner(sample.x_t, residual, weighted) / self.geometry.dim
 
     def _evaluation_step(self, name: str, batch: ZooBatch, batch_idx: int) -> None:
-        testing = self.trainer.testing
-        loader = self.trainer.test_dataloaders if testing else self.trainer.val_dataloaders
+        loader = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
         generator = self._row_generator(loader, batch, batch_idx, VALIDATION)
         loss = torch.stack([self.loss(batch, generator) for _ in range(self.validation_draws)]).mean()
         self.log(name, loss, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(batch.x1))
@@ -390,5 +397,4 @@ class FlowMatchingModule(LightningModule):
         return RowGenerator.make(self.seed, places, purpose, [batch_idx])
 
     def _generator(self, *keys: int) -> torch.Generator:
-        state = np.random.SeedSequence([self.seed, *keys]).generate_state(1)
-        return torch.Generator().manual_seed(int(state[0]))
+        return torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, *keys]).generate_state(1)[0]))

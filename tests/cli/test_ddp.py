@@ -28,6 +28,7 @@ trainer:
       init_args: {filename: last, enable_version_counter: false}
 model:
   path: {class_path: GeodesicPath, init_args: {sigma: 0.01}}
+  functional: {class_path: RolloutTerm, init_args: {batch_size: 32, steps: 3, every: 2}}
 data:
   permute: true
 """

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from jsonargparse import ActionConfigFile
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
@@ -132,6 +133,19 @@ def test_a_training_that_was_cut_short_goes_on(run, tmp_path):
     assert (place / "checkpoints/last.ckpt").read_bytes() == before  # nothing was left to train
 
 
+def test_a_training_begins_with_the_weights_of_another(run, bands, tmp_path, error_of):
+    point = "  more: {weights_of: bands_plain, overrides: {model.optimizer: SGD, model.optimizer.init_args.lr: 0.0}}\n"
+    bands.write_text(bands.read_text().replace("figure:", point + "figure:"))
+    alone = ["experiment", bands.name, "--results", "results.json", "--seeds", "0", "--points", "more"]
+    assert "bands_more begins with the weights of bands_plain: run that first; there is no" in error_of(alone)
+    assert not (tmp_path / "runs/experiments/bands_more").exists()
+    assert run("--seeds", "0", "--points", "plain", "more") == ["fit", "predict", "evaluate"] * 2
+    places = [tmp_path / "runs/experiments" / name / "seed_0/checkpoints" for name in ("bands_plain", "bands_more")]
+    before, after = (torch.load(place / "last.ckpt", weights_only=True)["state_dict"] for place in places)
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+
+
 def test_validation_figures_are_shown_and_not_kept(run, tmp_path):
     run("--seeds", "0", "--points", "plain", "--split", "val")
     assert not (tmp_path / "results.json").exists()
@@ -195,6 +209,7 @@ def parser():
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_argument("-c", "--config", action=ActionConfigFile)
     parser.add_argument("--seed_everything", type=int)
+    parser.add_argument("--weights", type=str)
     for kind, name in ((ZooDataModule, "data"), (FlowMatchingModule, "model"), (Trainer, "trainer")):
         parser.add_lightning_class_args(kind, name)
     add_links(parser)

@@ -17,6 +17,10 @@ from wsflow.losses import Fisher, FunctionalTerm, PerTensor
 FIELD = "{class_path: RelationalTransformer, init_args: {width: 8, edge_width: 4, depth: 1, heads: 2}}"
 OPTIONS = {
     "functional": ("functional: {class_path: FunctionalTerm, init_args: {weight: 0.1, batch_size: 16}}", ""),
+    "rollouts": (
+        "functional: {class_path: RolloutTerm, init_args: {batch_size: 16, steps: 3, grid: {class_path: PowerGrid}}}",
+        "",
+    ),
     "per-tensor": ("weighting: PerTensor", ""),
     "fisher": ("weighting: {class_path: Fisher, init_args: {networks: 4, points: 4}}", ""),
     "self-conditioned": (f"field: {{class_path: SelfConditioned, init_args: {{field: {FIELD}}}}}", ""),
@@ -24,6 +28,7 @@ OPTIONS = {
 }
 KINDS = {
     "functional": lambda module: isinstance(module.functional, FunctionalTerm) and module.functional.batch_size == 16,
+    "rollouts": lambda module: module.functional.late == pytest.approx([8 / 27]),
     "per-tensor": lambda module: isinstance(module.weighting, PerTensor),
     "fisher": lambda module: isinstance(module.weighting, Fisher) and module.loss_weight.unique().numel() > 9,
     "self-conditioned": lambda module: (
@@ -31,7 +36,8 @@ KINDS = {
     ),
     "snapshots": lambda module: isinstance(module.path, SnapshotPath),
 }
-LOGGED = {"functional": "train/functional_loss", "per-tensor": "train/weighted_loss", "fisher": "train/weighted_loss"}
+LOGGED = {"functional": "train/functional_loss", "rollouts": "train/functional_loss"}
+LOGGED |= {"per-tensor": "train/weighted_loss", "fisher": "train/weighted_loss"}
 ZOO = """
 data:
   collector:
@@ -93,3 +99,30 @@ def test_snapshots_that_a_zoo_lacks_are_one_line(command, error_of):
     missing = error_of(command("fit", "--data.snapshots", "true"))
     assert "such as those collected with EverySnapshot" in missing
     assert "set snapshots: true" in error_of(command("fit", "--model.path", "SnapshotPath"))
+
+
+def test_a_training_begins_with_the_weights_of_a_checkpoint(command, trained, tmp_path, error_of):
+    still = ["--model.optimizer", "SGD", "--model.optimizer.lr", "0"]
+    run = command("fit", "--weights", str(trained), *still)
+    assert main(run) == 0
+    before, after = (torch.load(path, weights_only=True) for path in (trained, tmp_path / "run/checkpoints/last.ckpt"))
+    for name, value in before["state_dict"].items():
+        assert torch.equal(after["state_dict"][name], value), name
+    assert after["global_step"] == 8  # it counts its own steps
+
+    other = command("fit", "--weights", str(trained), "--trainer.default_root_dir", str(tmp_path / "other"))
+    assert "do not fit this model's field" in error_of([*other, "--model.field.init_args.width", "16"])
+    assert "there is no checkpoint at gone.ckpt" in error_of([*other, "--weights", "gone.ckpt"])
+    digits = command("fit", "--weights", str(trained), config="digits")
+    assert "another weight space" in error_of([*digits, "--trainer.default_root_dir", str(tmp_path / "other")])
+    assert not list(tmp_path.glob("other/checkpoints/*"))
+
+
+def test_a_resumed_training_goes_on_with_its_own_weights(command, trained, tmp_path):
+    first = command("fit", "--trainer.max_epochs", "1")
+    assert main(first) == 0
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    before = torch.load(last, weights_only=True)["state_dict"]
+    assert main([*first, "--weights", str(trained), "--ckpt_path", "last"]) == 0  # no epoch is left
+    after = torch.load(last, weights_only=True)["state_dict"]
+    assert all(torch.equal(after[name], value) for name, value in before.items())

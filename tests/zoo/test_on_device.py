@@ -16,7 +16,7 @@ from wsflow.alignment import WeightMatching
 from wsflow.callbacks import EMA
 from wsflow.fields import NeuronTransformer, PNAField, RelationalTransformer, SelfConditioned
 from wsflow.flow import ConstantNoisePath, SnapshotPath, TrajectoryCoupling
-from wsflow.losses import FunctionalTerm, PerTensor
+from wsflow.losses import FunctionalTerm, PerTensor, RolloutTerm
 from wsflow.module import FlowMatchingModule
 from wsflow.optim import Muon
 from wsflow.zoo import ZooDataModule
@@ -175,6 +175,7 @@ MODULES: dict[str, dict[str, Any]] = {
     "snapshots": {"path": SnapshotPath(), "coupling": TrajectoryCoupling()},
     "weighted": {"weighting": PerTensor()},
     "functional": {"functional": FunctionalTerm(batch_size=8)},
+    "rollouts": {"functional": RolloutTerm(batch_size=8, steps=3, every=2)},
     "neuron tokens": {"field": partial(NeuronTransformer, width=8, depth=1, heads=2)},
     "pna": {"field": partial(PNAField, width=8, depth=1)},
     "self-conditioned": {

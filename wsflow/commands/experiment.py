@@ -60,7 +60,8 @@ def experiment(
         fit_only: Whether to stop after the trainings.
 
     Raises:
-        ValueError: where a file, a config or a point is missing, or a run folder holds a training of other settings.
+        ValueError: where a file, a config, a point or the weights to begin with are missing, or a run folder holds a
+            training of other settings.
     """
     plans = [(read_experiment(file), Path(file), _chosen(file, points)) for file in files]
     for plan, file, chosen in plans:
@@ -68,6 +69,10 @@ def experiment(
         for seed in plan.seeds if seeds is None else seeds:
             for case in chosen:
                 place = Path(folder, case.trained, f"seed_{seed}")
+                if (before := case.point.weights_of) and not (weights := _weights(case, place)).is_file():
+                    raise ValueError(
+                        f"{case.key} begins with the weights of {before}: run that first; there is no {weights}"
+                    )
                 done = _run_stages(stages(case, place, seed, judged, plan.baselines, fit_only), place, run)
                 if fit_only:
                     continue
@@ -98,6 +103,7 @@ def stages(
     point = case.point
     configs = [part for path in case.configs for part in ("-c", str(path))]
     options = [f"--{name}={_text(value)}" for name, value in point.overrides.items()]
+    options += [f"--weights={_weights(case, place)}"] if point.weights_of else []
     training = ["fit", *configs, *options, "--seed_everything", str(seed), "--trainer.default_root_dir", str(place)]
     yield Stage("fit", training, {"options": [*options, str(seed)], **_contents(case.configs)})
     if fit_only:
@@ -136,6 +142,11 @@ def _chosen(file: str, points: Sequence[str] | None) -> list[Case]:
 def _target(case: Case, place: Path, split: str) -> Path:
     """Where the networks and the report of a case lie."""
     return place / (case.key if split == "test" else f"{case.key}.{split}")
+
+
+def _weights(case: Case, place: Path) -> Path:
+    """The checkpoint that a case's training begins with."""
+    return place.parent.parent / str(case.point.weights_of) / place.name / "checkpoints" / f"{CHECKPOINT}.ckpt"
 
 
 def _run_stages(plan: Iterator[Stage], place: Path, run: Callable[[list[str]], None]) -> list[str]:

@@ -32,6 +32,7 @@ class Point:
         configs: Further configs of fit, relative to the file.
         overrides: Further options of fit.
         run: The case whose training is used, such as ``table_7_1_euclidean``; its settings must be the same.
+        weights_of: The case whose trained weights, of the same seed, the training begins with.
         n: Networks generated and judged.
         steps: Solver steps; a list makes one case for each.
         solver: Class of the solver; Euler by default.
@@ -49,6 +50,7 @@ class Point:
     configs: list[str] = field(default_factory=list)
     overrides: dict[str, Any] = field(default_factory=dict)
     run: str | None = None
+    weights_of: str | None = None
     n: int | None = None
     steps: int | list[int] | None = None
     solver: str | None = None
