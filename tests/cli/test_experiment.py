@@ -70,7 +70,7 @@ n: 6
 steps: 2
 seeds: [0, 1]
 baselines: false
-overrides: {trainer.max_epochs: 1}
+overrides: {trainer.max_epochs: 1, model.path: {class_path: wsflow.flow.GeodesicPath, init_args: {sigma: 0.01}}}
 points:
   plain: {published: {samples.accuracy: 0.5}}
   sweep: {run: bands_plain, steps: [1]}
@@ -134,7 +134,8 @@ def test_a_training_that_was_cut_short_goes_on(run, tmp_path):
 
 
 def test_a_training_begins_with_the_weights_of_another(run, bands, tmp_path, error_of):
-    point = "  more: {weights_of: bands_plain, overrides: {model.optimizer: SGD, model.optimizer.init_args.lr: 0.0}}\n"
+    still = "{class_path: torch.optim.SGD, init_args: {lr: 0.0}}"
+    point = f"  more: {{weights_of: bands_plain, overrides: {{model.optimizer: {still}}}}}\n"
     bands.write_text(bands.read_text().replace("figure:", point + "figure:"))
     alone = ["experiment", bands.name, "--results", "results.json", "--seeds", "0", "--points", "more"]
     assert "bands_more begins with the weights of bands_plain: run that first; there is no" in error_of(alone)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 
 @dataclass
@@ -123,8 +123,8 @@ def read_experiment(path: str | Path) -> Experiment:
         raise ValueError(f"there is no experiment file {path}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Experiment, nested_key=None)
-    values = parser.instantiate_classes(parser.parse_string(path.read_text())).as_dict()
-    points = {name: Point(**_known(value)) for name, value in values.pop("points").items()}
+    values = _plain(parser.parse_string(path.read_text()))  # classes in overrides are fit's to make
+    points = {name: Point(**value) for name, value in values.pop("points").items()}
     return Experiment(**values, points=points)
 
 
@@ -168,9 +168,13 @@ def _given(point: Point) -> dict[str, Any]:
     return {one.name: getattr(point, one.name) for one in fields(Point)}
 
 
-def _known(value: Any) -> dict[str, Any]:
-    """A point's fields, as a mapping."""
-    return _given(value) if isinstance(value, Point) else dict(value)
+def _plain(value: Any) -> Any:
+    """Mappings and lists in place of what the parser makes of them."""
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
 def _existing(path: Path, text: str) -> Path:
