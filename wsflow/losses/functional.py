@@ -79,7 +79,7 @@ class FunctionalTerm:
         """
         if not getattr(task, "has_data", False):
             raise ValueError(
-                f"FunctionalTerm needs the train data of the base task, and {_what(task)}; "
+                f"{type(self).__name__} needs the train data of the base task, and {_what(task)}; "
                 "train with a data module whose task has data, or leave the term out"
             )
         self._objective = task.objective("train", self.batch_size, self.shared, self.scale)
