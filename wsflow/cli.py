@@ -150,7 +150,8 @@ class WsflowCLI(LightningCLI):
                 f"{root} holds checkpoints of another training: continue it with --ckpt_path last, "
                 "or choose another --trainer.default_root_dir"
             )
-        if (weights := self._get(self.config, "weights")) is not None and self._ckpt_path is None:
+        resumed = self._ckpt_path is not None and (self._ckpt_path != "last" or any(root.glob("checkpoints/*.ckpt")))
+        if (weights := self._get(self.config, "weights")) is not None and not resumed:
             take_weights(self.model, read_checkpoint(weights))
         self._collect(root)
         self._begin = time.perf_counter()
@@ -221,7 +222,11 @@ def experiment(args: Sequence[str]) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="Of trainings and samples; the file's own by default.")
     parser.add_argument("--points", nargs="+", type=str, help="Only these points, by name; all by default.")
     parser.add_function_arguments(commands.experiment, as_group=False, skip={"files", "run", "seeds", "points"})
-    given = [f"{arg}=true" if arg == "--fit_only" else arg for arg in args]
+    following = [*args[1:], ""]
+    given = [
+        "--fit_only=true" if arg == "--fit_only" and after not in ("true", "false") else arg
+        for arg, after in zip(args, following, strict=True)
+    ]
     commands.experiment(run=_dispatch, **parser.parse_args(given).as_dict())
 
 

@@ -122,6 +122,12 @@ def test_every_stage_runs_once_and_every_seed_is_kept(run, bands, tmp_path):
     assert (tmp_path / "steps.png").stat().st_size > 5_000
 
 
+@pytest.mark.parametrize("flag", [("--fit_only",), ("--fit_only", "true"), ("--fit_only=true",)])
+def test_fitting_alone_is_asked_for_in_every_way_that_a_switch_is_written(run, tmp_path, flag):
+    assert run("--seeds", "0", "--points", "plain", *flag) == ["fit"]
+    assert not (tmp_path / "results.json").exists()
+
+
 def test_a_training_that_was_cut_short_goes_on(run, tmp_path):
     run("--seeds", "0", "--points", "plain", "--fit_only")
     place = tmp_path / "runs/experiments/bands_plain/seed_0"

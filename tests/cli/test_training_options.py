@@ -101,9 +101,10 @@ def test_snapshots_that_a_zoo_lacks_are_one_line(command, error_of):
     assert "set snapshots: true" in error_of(command("fit", "--model.path", "SnapshotPath"))
 
 
-def test_a_training_begins_with_the_weights_of_a_checkpoint(command, trained, tmp_path, error_of):
+@pytest.mark.parametrize("resumed", [[], ["--ckpt_path", "last"]], ids=["anew", "nothing to go on with"])
+def test_a_training_begins_with_the_weights_of_a_checkpoint(command, trained, tmp_path, error_of, resumed):
     still = ["--model.optimizer", "SGD", "--model.optimizer.lr", "0"]
-    run = command("fit", "--weights", str(trained), *still)
+    run = command("fit", "--weights", str(trained), *still, *resumed)
     assert main(run) == 0
     before, after = (torch.load(path, weights_only=True) for path in (trained, tmp_path / "run/checkpoints/last.ckpt"))
     for name, value in before["state_dict"].items():
