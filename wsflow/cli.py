@@ -222,11 +222,7 @@ def experiment(args: Sequence[str]) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="Of trainings and samples; the file's own by default.")
     parser.add_argument("--points", nargs="+", type=str, help="Only these points, by name; all by default.")
     parser.add_function_arguments(commands.experiment, as_group=False, skip={"files", "run", "seeds", "points"})
-    following = [*args[1:], ""]
-    given = [
-        "--fit_only=true" if arg == "--fit_only" and after not in ("true", "false") else arg
-        for arg, after in zip(args, following, strict=True)
-    ]
+    given = parsers.switched(args, "--fit_only")
     commands.experiment(run=_dispatch, **parser.parse_args(given).as_dict())
 
 

@@ -61,7 +61,7 @@ def test_generated_networks_beside_real_ones(bayes, samples, capsys):
 def test_test_data_are_touched_when_asked_for_alone(bayes, monkeypatch):
     touched, data = set(), BreastCancer.data
     monkeypatch.setattr(BreastCancer, "data", lambda self, name: touched.add(name) or data(self, name))
-    bayes("--heldout", "--ood", "ShuffledFeatures")
+    bayes("--heldout", "true", "--ood", "ShuffledFeatures")
     assert touched == {"val"}
     bayes("--heldout", "--split=test")
     assert touched == {"val", "test"}

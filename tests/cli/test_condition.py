@@ -11,7 +11,7 @@ import torch
 import wsflow
 from wsflow.cli import main
 from wsflow.fields import Range, Request
-from wsflow.flow import Sampler
+from wsflow.flow import RK4, Sampler
 from wsflow.zoo import Zoo
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -67,6 +67,23 @@ def test_without_a_request_the_flow_is_unconditional(told, tmp_path):
     assert predict(told, tmp_path / "s") == 0
     free = wsflow.load(told).sample(40, sampler=Sampler(steps=8), request=Request({"loss": [0.2]}, weight=0.0))
     torch.testing.assert_close(Zoo.open(tmp_path / "s").theta, free, rtol=1e-3, atol=1e-4)
+
+
+def test_densities_are_those_of_what_is_asked_for(told, tmp_path, error_of):
+    assert predict(told, tmp_path / "s", "--condition", "loss=0.2") == 0
+    common = ["likelihood", "--ckpt_path", str(told), "--samples", str(tmp_path / "s"), "--n=3", "--steps=2"]
+    found, theta = {}, Zoo.open(tmp_path / "s").theta[:3]
+    for value in (None, 0.1, 0.5):
+        out, asked = tmp_path / f"{value}.json", ["--condition", f"loss={value}"] if value else []
+        assert main([*common, *asked, "--out", str(out)]) == 0
+        found[value] = json.loads(out.read_text())
+        request = Request({"loss": [value]}) if value else None
+        expected = wsflow.load(told).log_prob(theta, sampler=Sampler(RK4(), 2), request=request)
+        torch.testing.assert_close(torch.tensor(found[value]["log_density"]), expected.value, rtol=1e-4, atol=1e-2)
+        assert found[value]["origin"].get("condition") == (asked[1:] or None)
+    means = [result["mean"] for result in found.values()]
+    assert len({round(mean, 1) for mean in means}) == 3
+    assert "knows no label epoch" in error_of([*common, "--condition", "epoch=3"])
 
 
 def test_samples_of_a_flow_with_labels_are_evaluated(told, tmp_path):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wsflow.api import Flow, load
 from wsflow.commands.evaluate import Networks, data_module, stored_networks
+from wsflow.commands.predict import asked
 from wsflow.commands.run import record_timing, run_folder
 from wsflow.description import plain
 from wsflow.flow import RK4, LogDensity, Sampler, Solver, TimeGrid, Trace
@@ -39,6 +40,8 @@ def likelihood(
     memory: str | None = None,
     split_seed: int | None = None,
     fractions: Sequence[float] | None = None,
+    condition: Sequence[str] | None = None,
+    condition_weight: float = 1.0,
 ) -> None:
     """Log-densities of networks under a trained flow.
 
@@ -59,6 +62,9 @@ def likelihood(
         memory: The limit, such as 2GiB; half of the device's free memory by default.
         split_seed: Of the split of the zoo's runs; as in training by default.
         fractions: Of runs in train, validation and test; as in training by default.
+        condition: What a flow with labels is asked for, as for ``wsflow predict``: the density is that of the networks
+            that it then generates.  Without it, that of networks without a request.
+        condition_weight: How much the request counts; 1 for the conditional flow.
 
     Raises:
         NoDensityError: where the flow has no density; the message says why.
@@ -69,10 +75,13 @@ def likelihood(
     flow = load(ckpt_path)
     theta, name = _networks(flow, samples, zoo, split, n, split_seed, fractions)
     sampler, begin = Sampler(solver or RK4(), steps, grid=grid), time.perf_counter()
-    density = flow.log_prob(theta, trace, sampler, delta, seed, batch_size, memory)
+    request = asked(flow.module, condition, condition_weight)
+    density = flow.log_prob(theta, trace, sampler, delta, seed, batch_size, memory, request)
     seconds = time.perf_counter() - begin
     file = Path(out) if out is not None else run_folder(ckpt_path) / "likelihood.json"
     settings = {"trace": plain(trace), "sampler": plain(sampler), "delta": delta, "seed": seed}
+    if condition:
+        settings |= {"condition": list(condition), "condition_weight": condition_weight}
     origin = {"ckpt_path": str(ckpt_path), "networks": name, "n": len(theta), **settings}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"origin": origin, **_values(density)}, indent=2) + "\n")

@@ -19,6 +19,13 @@ CONDITION = """What a flow with labels is asked for: loss=0.2, loss=0.1,0.2 (eac
 loss=0.1:0.5; of several labels one after another."""
 
 
+def switched(args: Sequence[str], *names: str) -> list[str]:
+    """Arguments in which a switch that stands alone is on; ``--switch true`` and ``--switch=false`` stay."""
+    following = [*args[1:], ""]
+    alone = [arg in names and after not in ("true", "false") for arg, after in zip(args, following, strict=False)]
+    return [f"{arg}=true" if on else arg for arg, on in zip(args, alone, strict=True)]
+
+
 def predict(args: Sequence[str]) -> None:
     """Generate networks from a checkpoint."""
     call(commands.predict, "predict", args, several={"condition": CONDITION})
@@ -31,7 +38,7 @@ def evaluate(args: Sequence[str]) -> None:
 
 def likelihood(args: Sequence[str]) -> None:
     """Log-densities of networks under a trained flow."""
-    call(commands.likelihood, "likelihood", args)
+    call(commands.likelihood, "likelihood", args, several={"condition": CONDITION})
 
 
 def transfer(args: Sequence[str]) -> None:
@@ -44,7 +51,7 @@ def bayes(args: Sequence[str]) -> None:
     parser = ArgumentParser(prog="wsflow bayes", description=bayes.__doc__ or "", exit_on_error=False)
     parser.add_argument("--samples", nargs="+", type=str, required=True, help="Folders of generated networks, or zoos.")
     parser.add_function_arguments(commands.bayes, as_group=False, skip={"samples"})
-    given = [f"{arg}=true" if arg in ("--heldout", "--calibrate") else arg for arg in args]
+    given = switched(args, "--heldout", "--calibrate")
     commands.bayes(**parser.instantiate_classes(parser.parse_args(given)).as_dict())
 
 
