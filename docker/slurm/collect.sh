@@ -17,6 +17,7 @@ set -euo pipefail
 config=${1:-configs/mnist.yaml}
 read -r -a wsflow <<< "${WSFLOW:-wsflow}"
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # since SLURM 22.05 srun does not take the job's by itself
 
 # Every process takes its share of the runs by what SLURM tells it; with --ntasks-per-node there are several a task.
 srun "${wsflow[@]}" collect -c "$config" --quiet "${@:2}"

@@ -20,6 +20,7 @@ set -euo pipefail
 config=${1:-configs/mnist.yaml}
 read -r -a wsflow <<< "${WSFLOW:-wsflow}"
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # since SLURM 22.05 srun does not take the job's by itself
 
 # srun must be what starts the processes: they learn their ranks from it, and it passes signals on to all of them.
 srun --kill-on-bad-exit=1 "${wsflow[@]}" fit -c "$config" --trainer.strategy ddp --ckpt_path last "${@:2}"

@@ -16,6 +16,7 @@ set -euo pipefail
 checkpoint=${1:-runs/mnist/checkpoints/last.ckpt}
 read -r -a wsflow <<< "${WSFLOW:-wsflow}"
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # since SLURM 22.05 srun does not take the job's by itself
 
 # The array's tasks share the networks by what SLURM tells them; with --ntasks-per-node a task has several GPUs.
 srun "${wsflow[@]}" predict --ckpt_path "$checkpoint" "${@:2}"
