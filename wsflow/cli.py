@@ -150,7 +150,15 @@ class WsflowCLI(LightningCLI):
                 f"{root} holds checkpoints of another training: continue it with --ckpt_path last, "
                 "or choose another --trainer.default_root_dir"
             )
-        resumed = self._ckpt_path is not None and (self._ckpt_path != "last" or any(root.glob("checkpoints/*.ckpt")))
+        kept = sorted(path.name for path in root.glob("checkpoints/*.ckpt"))
+        last = any("last" in name for name in kept)
+        if self._ckpt_path == "last" and kept and not last and not self._fast:
+            raise ValueError(
+                f"{root / 'checkpoints'} has {', '.join(kept)} and no last checkpoint to go on from: name one with "
+                "--ckpt_path, or choose another --trainer.default_root_dir; a ModelCheckpoint with the filename last "
+                "keeps one"
+            )
+        resumed = self._ckpt_path is not None and (self._ckpt_path != "last" or last)
         if (weights := self._get(self.config, "weights")) is not None and not resumed:
             take_weights(self.model, read_checkpoint(weights))
         self._collect(root)

@@ -193,3 +193,10 @@ def test_many_classes_and_images():
     assert isinstance(found, ClassPredictive)
     assert found.probabilities.shape == (1, len(task.data("test")[0]), 10)
     torch.testing.assert_close(found.probabilities.sum(-1), torch.ones(1, len(found.targets), dtype=torch.float64))
+
+
+def test_networks_that_are_not_finite_are_refused(task, theta):
+    broken = theta.clone()
+    broken[1, 5] = torch.nan
+    with pytest.raises(ValueError, match=f"1 of {len(theta)} networks .* the first is number 1"):
+        predictive(task, broken, "val")

@@ -173,3 +173,9 @@ def test_auroc_tells_tiny_entropies_apart():
 def test_auroc_compares_the_same_ensembles():
     with pytest.raises(ValueError, match="2 ensembles inside, 3 outside"):
         auroc(random_predictive(ensembles=2), random_predictive(ensembles=3))
+
+
+def test_predictions_that_are_no_numbers_have_no_calibration_error():
+    broken = predictive_of([[[0.9, 0.1], [0.2, 0.8]], [[torch.nan, torch.nan], [0.2, 0.8]]], [0, 1])
+    assert ece(broken)[0] == pytest.approx(0.15)
+    assert ece(broken)[1].isnan()

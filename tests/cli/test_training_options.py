@@ -127,3 +127,12 @@ def test_a_resumed_training_goes_on_with_its_own_weights(command, trained, tmp_p
     assert main([*first, "--weights", str(trained), "--ckpt_path", "last"]) == 0  # no epoch is left
     after = torch.load(last, weights_only=True)["state_dict"]
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_training_that_kept_no_last_checkpoint_is_not_begun_anew(command, trained, tmp_path, error_of):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "best.ckpt").write_bytes(trained.read_bytes())
+    assert "has best.ckpt and no last checkpoint" in error_of(command("fit", "--ckpt_path", "last"))
+    assert (folder / "best.ckpt").read_bytes() == trained.read_bytes()
+    assert [path.name for path in folder.iterdir()] == ["best.ckpt"]

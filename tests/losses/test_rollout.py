@@ -154,3 +154,8 @@ def test_a_field_with_memory_is_refused():
     field = partial(SelfConditioned, field=partial(RelationalTransformer, width=8, edge_width=4, depth=1))
     with pytest.raises(ValueError, match="follows a flow of states alone"):
         FlowMatchingModule(dict(Small.network), field=field, functional=RolloutTerm())
+
+
+def test_networks_of_a_rollout_share_their_data():
+    with pytest.raises(ValueError, match="see the same data points"):
+        RolloutTerm(shared=False)

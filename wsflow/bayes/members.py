@@ -62,7 +62,7 @@ class WeightMembers(Members):
         theta: (n, D), or extended by running statistics.
 
     Raises:
-        ValueError: for weights of another space, or none.
+        ValueError: for weights of another space, none, or some that are not finite.
     """
 
     def __init__(self, task: BaseTask, theta: Tensor) -> None:
@@ -70,6 +70,11 @@ class WeightMembers(Members):
         task.space.check(theta)
         if theta.ndim != 2 or not len(theta):
             raise ValueError(f"an ensemble needs weights of shape (n, D) with n at least 1, got {tuple(theta.shape)}")
+        if not (finite := theta.isfinite().all(1)).all():
+            raise ValueError(
+                f"{int((~finite).sum())} of {len(theta)} networks have weights that are not finite, the first is number "
+                f"{int((~finite).nonzero()[0])}: leave them out, or look for what made the method diverge"
+            )
         with torch.no_grad():
             self.theta = task.with_statistics(theta.detach())
         self.count = len(theta)

@@ -83,7 +83,7 @@ def ece(predictive: Predictive, bins: int = BINS) -> Tensor:
     """
     _classes(predictive, "the calibration error")
     diagram = reliability(predictive, bins)
-    gap = (diagram.accuracy - diagram.confidence).abs().nan_to_num()
+    gap = (diagram.accuracy - diagram.confidence).abs().where(diagram.count > 0, 0.0)
     return (gap * diagram.count).sum(1) / diagram.count.sum(1)
 
 

@@ -47,11 +47,11 @@ class RolloutTerm(FunctionalTerm):
         every: One network in so many of a batch has its flow followed.
         after: Least time of a state that counts.
         power: Exponent of the time in the term's weight; 0 for equal weight.
-        shared: Whether all networks of a step see the same data points.
+        shared: Whether all networks of a step see the same data points; they do.
         scale: Multiplies the outputs of predicted networks.
 
     Raises:
-        ValueError: for numbers of steps or networks below 1, a time that no step begins after, and as the functional
+        ValueError: for numbers of steps or networks below 1, data points of each network's own, a time that no step begins after, and as the functional
             term does.
     """
 
@@ -68,6 +68,8 @@ class RolloutTerm(FunctionalTerm):
         scale: float = 1.0,
     ) -> None:
         super().__init__(weight, batch_size, power, after, shared, scale)
+        if not shared:
+            raise ValueError("networks of a rollout see the same data points: leave shared out, or true")
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
         self.every = every
