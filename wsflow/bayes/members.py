@@ -72,8 +72,8 @@ class WeightMembers(Members):
             raise ValueError(f"an ensemble needs weights of shape (n, D) with n at least 1, got {tuple(theta.shape)}")
         if not (finite := theta.isfinite().all(1)).all():
             raise ValueError(
-                f"{int((~finite).sum())} of {len(theta)} networks have weights that are not finite, the first is number "
-                f"{int((~finite).nonzero()[0])}: leave them out, or look for what made the method diverge"
+                f"{int((~finite).sum())} of {len(theta)} networks have weights that are not finite, the first is "
+                f"number {int((~finite).nonzero()[0])}: leave them out, or look for what made the method diverge"
             )
         with torch.no_grad():
             self.theta = task.with_statistics(theta.detach())

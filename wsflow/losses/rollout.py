@@ -51,8 +51,8 @@ class RolloutTerm(FunctionalTerm):
         scale: Multiplies the outputs of predicted networks.
 
     Raises:
-        ValueError: for numbers of steps or networks below 1, data points of each network's own, a time that no step begins after, and as the functional
-            term does.
+        ValueError: for numbers of steps or networks below 1, data points of each network's own, a time that no step
+            begins after, and as the functional term does.
     """
 
     def __init__(
