@@ -21,6 +21,7 @@ from wsflow.fields.relational_transformer import RelationalTransformer
 from wsflow.flow import (
     AlignedOptimalTransportCoupling,
     ConstantNoisePath,
+    DormandPrince,
     Euler,
     GaussianPrior,
     GeodesicPath,
@@ -249,6 +250,22 @@ def test_a_sample_depends_on_seed_and_index_alone(geometry, noise):
     torch.testing.assert_close(parts, whole[[6, 2, 4]], rtol=1e-5, atol=1e-5)
     assert (module.sample(range(7), 4, sampler) - whole).abs().max() > 1e-2
     assert module.training  # as it was
+
+
+def test_evaluations_are_those_of_the_batch_that_needed_most():
+    """Of one network whose steps are many and others whose steps are few, in any order."""
+    torch.manual_seed(0)
+    module = FlowMatchingModule(SPACE, field=FIELD)
+    for parameter in module.field.parameters():
+        torch.nn.init.normal_(parameter, std=2.0)
+    sampler, each = Sampler(DormandPrince(1e-5, 1e-5)), []
+    for i in range(6):
+        module.sample([i], 0, sampler)
+        each.append(sampler.evaluations)
+    assert min(each) < max(each)
+    for order in (range(6), range(5, -1, -1)):
+        module.sample(order, 0, sampler, batch_size=1)
+        assert sampler.evaluations == max(each)
 
 
 def test_no_samples_are_an_empty_matrix():

@@ -34,6 +34,8 @@ class Generation:
         conditioning: The labels of a flow that has some.
         request: What it is asked for.
 
+    Warns of a request for what no train network was like.
+
     Raises:
         ValueError: for a self-conditioned field with a solver that chooses its steps.
     """
@@ -54,10 +56,12 @@ class Generation:
                 f"{type(self.sampler.solver).__name__} tries steps again, but the velocity of a self-conditioned field "
                 "depends on what was tried before: use Euler, Heun or RK4"
             )
+        if self.conditioning is not None and self.request is not None:
+            self.conditioning.warn(self.request)
 
     @torch.no_grad()
     def __call__(self, indices: Iterable[int], batch_size: int | None = None, memory: str | None = None) -> Tensor:
-        """Decoded weights (n, D) on the device.
+        """Decoded weights (n, D) on the device; the sampler then says what the batch that needed most evaluated.
 
         Args:
             indices: Which samples.
@@ -74,8 +78,13 @@ class Generation:
             return torch.empty(0, self.geometry.space.dim, device=self.device)
         if batch_size is None:
             batch_size = self.plan(numbers.tolist(), limit_bytes(memory, self.device)).networks
+        parts, spent = [], 0
         with evaluating(self.field):
-            return torch.cat([self._solve(part.tolist(), self.sampler) for part in torch.split(numbers, batch_size)])
+            for part in torch.split(numbers, batch_size):
+                parts.append(self._solve(part.tolist(), self.sampler))
+                spent = max(spent, self.sampler.evaluations)
+        self.sampler.evaluations = spent * (1 if self.request is None else self.request.evaluations)
+        return torch.cat(parts)
 
     def plan(self, indices: list[int], limit: int) -> BatchPlan:
         """How many networks are solved at once within a limit in bytes, tried on the first few.

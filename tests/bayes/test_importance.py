@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from wsflow.bayes import (
+    NoisyWeightsWarning,
     WeightsCollapsedWarning,
     gaussian_log_prior,
     importance_weights,
@@ -62,6 +63,17 @@ def test_a_collapse_is_said():
     with pytest.warns(WeightsCollapsedWarning, match="effective sample size is 1 of 30"):
         found = importance_weights(log_weights, torch.zeros(30), torch.zeros(30))
     assert found.effective == pytest.approx(1)
+
+
+def test_rough_densities_are_said():
+    """An error of log q is one of the weights: its size is told, and warned of above half a nat."""
+    parts, errors = [torch.zeros(4)] * 3, torch.tensor([0.0, 0.3, 0.4, 0.5])
+    found = importance_weights(*parts, standard_error=errors)
+    assert found.standard_error == pytest.approx(0.125**0.5)
+    assert str(found).endswith(", with a standard error of 0.354 nats in log q")
+    with pytest.warns(NoisyWeightsWarning, match="standard error of 0.707 nats"):
+        importance_weights(*parts, standard_error=2 * errors)
+    importance_weights(*(part[:1] for part in parts), standard_error=torch.ones(1))  # one weight is 1, whatever q
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_regression_by_a_mixture_of_normals():
         (torch.zeros(3, 7), "D = "),
         (torch.zeros(0, 167), "at least 1"),
         (lambda x: torch.ones(2, len(x), 2), "softmax"),
-        (lambda x: torch.full((2, len(x), 2), torch.nan), "softmax"),
+        (lambda x: torch.full((2, len(x), 2), torch.nan), "not finite: look for what made the method diverge"),
         (lambda x: torch.ones(len(x), 2), r"must give \(n, 1, C\)"),
         (lambda x: torch.ones(4, len(x), 3) / 3, r"must give \(n, 1, C\) with C = 2 for 1 inputs, not \(4, 1, 3\)"),
     ],
@@ -138,6 +138,11 @@ def test_regression_by_a_mixture_of_normals():
 def test_what_does_not_fit_is_refused(task, source, message):
     with pytest.raises(ValueError, match=message):
         predictive(task, source, "val")
+
+
+def test_values_of_a_regression_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        predictive(Diabetes(), lambda x: torch.full((2, len(x), 1), torch.inf), "val")
 
 
 def test_settings_that_do_not_fit_are_refused(task, theta):

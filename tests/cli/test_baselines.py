@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from wsflow.cli import main
 from wsflow.commands.comparison import MARK, read_comparison
@@ -105,6 +107,37 @@ def test_entries_of_before_the_shared_settings_count(write, tmp_path):
     results.write_text(json.dumps(known))
     assert main(arguments) == 0
     assert json.loads(results.read_text()) == known
+
+
+def test_a_flow_that_was_trained_again_is_judged_again(trained, tmp_path, capsys):
+    """A checkpoint is known by its content; rows stay where it is gone, or where it was not noted."""
+    checkpoint, results, file = tmp_path / "flow.ckpt", tmp_path / "found.json", tmp_path / "small.yaml"
+    shutil.copy(trained, checkpoint)
+    file.write_text(TEXT.format(checkpoint=checkpoint, precision=1.0, outliers="Noise", sizes=[1, 3]))
+    arguments = ["baselines", str(file), "--methods", "flow", "--results", str(results)]
+    assert main(arguments) == 0
+    first = json.loads(results.read_text())["small"]["methods"]["flow"]
+    assert list(first["read"]["0"]) == [str(checkpoint)]
+
+    known = torch.load(checkpoint, weights_only=True)
+    known["state_dict"] = {name: value * 1.5 for name, value in known["state_dict"].items()}
+    torch.save(known, checkpoint)
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert f"flow, seed 0: measured again, {checkpoint} is another than it was" in capsys.readouterr().out
+    again = json.loads(results.read_text())["small"]["methods"]["flow"]
+    assert again["by_seed"]["0"]["3"]["nll"] != first["by_seed"]["0"]["3"]["nll"]
+    assert again["read"] != first["read"]
+
+    kept = json.loads(results.read_text())
+    checkpoint.unlink()
+    assert main(arguments) == 0
+    assert json.loads(results.read_text()) == kept
+    shutil.copy(trained, checkpoint)
+    del kept["small"]["methods"]["flow"]["read"]
+    results.write_text(json.dumps(kept))
+    assert main(arguments) == 0
+    assert json.loads(results.read_text()) == kept
 
 
 def test_validation_is_shown_and_not_kept(write, tmp_path, capsys):

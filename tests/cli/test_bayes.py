@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
 
+import wsflow
 from wsflow.bayes import WeightsCollapsedWarning
 from wsflow.cli import main
+from wsflow.commands.bayes import _best
+from wsflow.commands.posterior_weights import posterior_weights
+from wsflow.flow import Hutchinson
 from wsflow.tasks import BreastCancer
-from wsflow.zoo import Zoo
+from wsflow.zoo import Zoo, ZooDataModule
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +88,39 @@ def test_a_zoo_and_another_task_as_outliers(bayes, zoos):
 
 def test_importance_weights_of_the_flows_own_density(bayes, capsys):
     with pytest.warns(WeightsCollapsedWarning, match="of 3 networks"):
-        found = bayes("--importance=1", "--n=3", "--sizes=1,3")
+        found = bayes("--importance=1", "--n=3", "--sizes=1,3", "--trace=ExactTrace")
     weighted = found["networks"]["run, weighted"]
     assert weighted["effective"] < 1.5
-    assert "run, weighted: effective sample size" in capsys.readouterr().out
+    assert weighted["standard_error"] == 0
+    printed = capsys.readouterr().out
+    assert "run, weighted: effective sample size" in printed
+    assert "standard error" not in printed
     plain = found["networks"]["run"]["sizes"]["3"]["mean"]["nll"]
     assert weighted["sizes"]["3"]["mean"]["nll"] != pytest.approx(plain)
+
+
+def test_importance_weights_are_likelihood_times_prior_over_density(samples, trained):
+    """Each of the three by hand, for weights that no one of them decides."""
+    theta, task, flow = Zoo.open(samples).theta[:5], BreastCancer(), wsflow.load(trained)
+    density = flow.log_prob(theta, Hutchinson(2), seed=4)
+    likelihood = -len(task.data("train")[0]) * task.evaluate(theta, "train")["loss"].double()
+    prior = -theta.double().square().sum(1) / (2 * flow.module.prior.std**2)
+    for power in (0.0, 0.01):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of few or noisy weights
+            found = posterior_weights(str(samples), theta, task, power, seed=4, trace=Hutchinson(2))
+        expected = (power * likelihood + prior - density.value.double()).log_softmax(0)
+        torch.testing.assert_close(found.log_weights, expected, rtol=1e-3, atol=0.05)
+        assert found.standard_error == pytest.approx(float(density.standard_error.square().mean().sqrt()), rel=1e-5)
+
+
+def test_the_best_training_run_has_the_least_recorded_loss(zoos, trained):
+    zoo = zoos / "breast_cancer"
+    data = ZooDataModule(task=BreastCancer(), path=str(zoo))
+    rows = data.rows("train", final_only=True)
+    losses = BreastCancer().evaluate(data.zoo.rows(rows), "val")["loss"]
+    assert losses.argmin() != losses.argmax()
+    torch.testing.assert_close(_best(data)[0], data.zoo.rows(rows)[losses.argmin()])
 
 
 def changed(samples, tmp_path, **entries):
@@ -127,6 +159,7 @@ def test_flows_on_other_geometries_are_not_weighed(trained, samples, tmp_path, e
 
 def test_mistakes_end_in_one_line(samples, tmp_path, error_of):
     assert "sizes must be positive numbers" in error_of(["bayes", "--samples", str(samples), "--sizes=1,x"])
+    assert "give --importance too" in error_of(["bayes", "--samples", str(samples), "--trace=ExactTrace"])
     assert "n must be at least 1, got -1" in error_of(["bayes", "--samples", str(samples), "--n=-1"])
     assert "required: samples" in error_of(["bayes"])
     assert "there is no zoo" in error_of(["bayes", "--samples", str(tmp_path / "nothing")])

@@ -58,6 +58,9 @@ def test_requests_are_answered_and_recorded(told, tmp_path):
 def test_the_command_and_python_give_the_same_networks(told, tmp_path, capsys):
     assert predict(told, tmp_path / "s", "--condition", "loss=0.1:0.5", "--condition_weight", "1.5") == 0
     assert "(16 evaluations of the field)" in capsys.readouterr().out
+    flow, sampler = wsflow.load(told), Sampler(steps=4)
+    flow.sample(2, sampler=sampler, request=Request({"loss": 0.2}, weight=1.5))
+    assert sampler.evaluations == 8
     request = Request({"loss": Range(0.1, 0.5)}, weight=1.5)
     theta = wsflow.load(told).sample(40, sampler=Sampler(steps=8), request=request, batch_size=7)
     torch.testing.assert_close(Zoo.open(tmp_path / "s").theta, theta, rtol=1e-3, atol=1e-4)
@@ -105,3 +108,5 @@ def test_mistakes_are_one_line_and_guesses_are_warned_of(told, trained, tmp_path
     assert "trained without labels" in error_of(other)
     with pytest.warns(UserWarning, match=r"loss=50 is outside of what the flow was trained on"):
         assert predict(told, tmp_path / "y", "--condition", "loss=50") == 0
+    with pytest.warns(UserWarning, match=r"loss=50 is outside of what the flow was trained on"):
+        wsflow.load(told).sample(1, request=Request({"loss": 50.0}))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from conftest import describe
 from torch import Tensor
 
 from wsflow.flow import (
     RK4,
+    DormandPrince,
     EndpointGuidance,
     Euler,
     Guidance,
@@ -19,8 +23,8 @@ from wsflow.flow import (
     StateGuidance,
     sample_generators,
 )
-from wsflow.geometry import Euclidean, Geometry
-from wsflow.weightspace import FunctionObjective, Objective, WeightNorm
+from wsflow.geometry import Euclidean, Geometric, Geometry
+from wsflow.weightspace import FunctionObjective, Objective, WeightNorm, WeightSpace
 from wsflow.weightspace.randomness import draw_rows
 
 KINDS = {"state": StateGuidance, "endpoint": EndpointGuidance}
@@ -135,6 +139,30 @@ def test_a_function_of_ones_own_is_an_objective(flat: Euclidean):
     torch.testing.assert_close(v, torch.tensor([[-2.0, 0.0]]).expand(3, 2))
     with pytest.raises(ValueError, match="gives \\(\\) for 3 networks"):
         FunctionObjective(lambda theta: theta.sum())(torch.zeros(3, 2))
+
+
+def test_the_endpoint_gradient_is_projected_to_the_tangent_space():
+    """A push that leaves the tangent space would be longer, and no velocity of the sphere."""
+    space = WeightSpace.from_description(describe([4, 3, 2]))
+    geometry = Geometric(space)
+    theta = torch.randn(5, space.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = geometry.project(geometry.encode(theta))
+    goal = Quadratic(torch.linspace(-1, 1, space.dim, dtype=torch.float64))
+    push = EndpointGuidance(goal, 2.0).steer(still, geometry, generators(5))(x, torch.full((5,), 0.5).double())
+    torch.testing.assert_close(geometry.tangent(x, push), push, rtol=0, atol=1e-12)
+
+
+def test_a_solver_that_tries_steps_again_takes_no_random_objectives(flat: Euclidean):
+    x0, solver = torch.ones(3, 2), DormandPrince()
+    for kind in KINDS.values():
+        sampler = Sampler(solver, guidance=kind(Quadratic(torch.zeros(2), noise=0.1), 0.5))
+        with pytest.raises(ValueError, match="draws a mini-batch at each call"):
+            sampler(still, flat, x0, generators(3))
+    Sampler(Euler(), 2, guidance=StateGuidance(Quadratic(torch.zeros(2), noise=0.1), 0.5))(
+        still, flat, x0, generators(3)
+    )
+    exact = Sampler(solver, guidance=StateGuidance(Quadratic(torch.zeros(2)), 0.5))(still, flat, x0, generators(3))
+    torch.testing.assert_close(exact, x0 * math.exp(-0.5), rtol=1e-4, atol=0)
 
 
 def test_what_cannot_be_is_refused(flat: Euclidean):

@@ -31,7 +31,7 @@ from wsflow.posteriors.laplace import linear
 from wsflow.posteriors.static_flow import principal
 from wsflow.posteriors.swag import draw
 from wsflow.tasks import ClassificationTask
-from wsflow.zoo import Adam, Collector, ZooDataModule
+from wsflow.zoo import SGD, Adam, Collector, ZooDataModule
 
 RECIPE = Recipe(epochs=3, batch_size=20, optimizer=Adam(0.05))
 BRIEF = Schedule(chains=3, burn_in=2, interval=2, batch_size=20)
@@ -220,9 +220,21 @@ def test_a_static_flow_has_the_spread_of_the_networks(task: Small, zoo: ZooDataM
     assert draws.notes["zoo.gradient_evaluations"] == 2 * len(train)
 
 
-def test_a_diverging_chain_is_refused(task: Small) -> None:
-    with pytest.raises(ValueError, match="a chain diverged"):
-        SGLD(RECIPE, BRIEF, lr=1e20).fit(task, 4, 0)
+def test_a_fit_that_diverged_is_refused(task: Small) -> None:
+    for method in (
+        SGLD(RECIPE, BRIEF, lr=1e20),
+        SWAG(RECIPE, lr=1e20, epochs=3, interval=1, rank=2),
+        DeepEnsemble(Recipe(epochs=30, batch_size=20, optimizer=SGD(1e20))),
+    ):
+        with pytest.raises(ValueError, match=r"\d of 4 networks have weights that are not finite: the fit diverged"):
+            method.fit(task, 4, 0)
+
+
+def test_a_part_that_diverged_is_counted() -> None:
+    theta = torch.zeros(3, 2)
+    theta[1, 0] = torch.nan
+    with pytest.raises(ValueError, match="1 of 3 networks"):
+        Draws(theta)
 
 
 @pytest.mark.parametrize(

@@ -104,17 +104,32 @@ def test_the_command_compares_kinds_of_starts(networks, tmp_path, capsys):
 
 
 def test_networks_are_counted_by_run_where_a_zoo_keeps_snapshots(task, networks, tmp_path, capsys):
-    """Ten runs of two snapshots each, one run for validation: one seed of one network, and no more."""
+    """Ten runs of two snapshots each, one run for validation: one seed of one network, and not a second one."""
     zoo, copy = tmp_path / "zoo", shutil.copytree(networks, tmp_path / "run" / "samples")
-    Collector(runs=10, epochs=1, batch_size=64, snapshots=EverySnapshot(4)).collect(task, zoo, progress=False)
+    law = GaussianInitializer(0.25)
+    collector = Collector(runs=10, epochs=1, batch_size=64, snapshots=EverySnapshot(4), initializer=law)
+    collector.collect(task, zoo, progress=False)
     manifest = json.loads((copy / "zoo.json").read_text())
     data = plain(ZooDataModule(task, str(zoo), final_only=False))
     (copy / "zoo.json").write_text(json.dumps(manifest | {"data": data}))
-    options = ["--task=BreastCancer", "--seeds=2", "--steps=2", "--out", str(tmp_path / "out")]
-    assert main(["initialise", "--samples", str(copy), "--n=1", *options]) == 0
-    kinds = json.loads((tmp_path / "out" / "initialisation.json").read_text())["kinds"]
-    assert [len(one["steps_to_level"]["by_seed"]) for one in kinds.values()] == [2, 2, 2, 1]
-    assert main(["initialise", "--samples", str(zoo), "--n=6", *options]) == 1
+    options = ["--task=BreastCancer", "--steps=2", "--out", str(tmp_path / "out")]
+    for seeds, kinds in ((1, 4), (2, 3)):
+        capsys.readouterr()
+        assert main(["initialise", "--samples", str(copy), "--n=1", f"--seeds={seeds}", *options]) == 0
+        found = json.loads((tmp_path / "out" / "initialisation.json").read_text())
+        assert [len(one["steps_to_level"]["by_seed"]) for one in found["kinds"].values()] == [seeds] * kinds
+        assert found["origin"]["initializer"]["init_args"] == {"std": 0.25}
+        assert found["origin"]["initializer_source"] == f"as the runs of {zoo}"
+    printed = capsys.readouterr().out
+    assert f"random starts: GaussianInitializer, as the runs of {zoo}" in printed
+    assert "trained networks: none, the val split has 1 runs and 2 seeds need 2" in printed
+    shutil.move(zoo, tmp_path / "moved")
+    assert main(["initialise", "--samples", str(copy), "--n=1", "--seeds=1", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "random starts: NetworkInitializer, since the zoo that the flow was trained on is not at hand" in printed
+    assert "trained networks: none, the zoo that the flow was trained on is not at hand" in printed
+    shutil.move(tmp_path / "moved", zoo)
+    assert main(["initialise", "--samples", str(zoo), "--n=6", "--seeds=2", *options]) == 1
     assert f"need 12 samples, {zoo} has 10" in capsys.readouterr().err
 
 

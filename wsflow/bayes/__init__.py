@@ -5,6 +5,7 @@ from wsflow.bayes.disagreement import Disagreement, disagreement, error_overlap,
 from wsflow.bayes.ensembles import SIZES, SizeScores, by_size
 from wsflow.bayes.importance import (
     ImportanceWeights,
+    NoisyWeightsWarning,
     WeightsCollapsedWarning,
     gaussian_log_prior,
     importance_weights,
@@ -39,6 +40,7 @@ __all__ = [
     "MemberLogits",
     "Members",
     "Noise",
+    "NoisyWeightsWarning",
     "OtherTask",
     "OutlierSource",
     "Predictive",

@@ -11,6 +11,10 @@ space; constants do not matter.
 The effective sample size (Kong 1992) :math:`1 / \sum_b w_b^2`, of normalised weights, is n where all weights are equal
 and 1 where one network carries all of it; then the estimate is one network's prediction, whatever n.  In many
 dimensions that is the rule: log weights vary by tens or hundreds of nats unless q is very close.
+
+An error of log q is one of log w: where q is itself estimated, with a standard error of s nats for each network,
+weights are off by factors of about :math:`e^{\pm s}`, and those networks count most whose density was estimated too
+low.
 """
 
 from __future__ import annotations
@@ -28,9 +32,16 @@ from wsflow.tasks import BaseTask, ClassificationTask, RegressionTask
 COLLAPSED = 0.1
 """Effective sample size, as a share of n, below which importance weights have collapsed."""
 
+NOISY = 0.5
+"""Standard error of log densities, in nats, above which importance weights are noise in good part."""
+
 
 class WeightsCollapsedWarning(UserWarning):
     """Few networks carry nearly all of the weight."""
+
+
+class NoisyWeightsWarning(UserWarning):
+    """Importance weights come from densities that are known too roughly."""
 
 
 @dataclass(frozen=True)
@@ -40,28 +51,36 @@ class ImportanceWeights:
     Args:
         log_weights: (n,), float64; their exponentials add up to 1.
         effective: The effective sample size, from 1 to n.
+        standard_error: Of the log densities that the weights divide by, in nats (root mean square over networks).
     """
 
     log_weights: Tensor
     effective: float
+    standard_error: float = 0.0
 
     def __str__(self) -> str:
-        return f"effective sample size {self.effective:.3g} of {len(self.log_weights)} networks"
+        rough = f", with a standard error of {self.standard_error:.3g} nats in log q" if self.standard_error else ""
+        return f"effective sample size {self.effective:.3g} of {len(self.log_weights)} networks{rough}"
 
 
 def importance_weights(
-    log_likelihood: Tensor, log_prior: Tensor, log_density: Tensor, power: float = 1.0
+    log_likelihood: Tensor,
+    log_prior: Tensor,
+    log_density: Tensor,
+    power: float = 1.0,
+    standard_error: Tensor | None = None,
 ) -> ImportanceWeights:
     """Self-normalised weights of networks drawn from q, for the tempered posterior.
 
     Warns with :class:`WeightsCollapsedWarning` where the effective sample size of several networks is below a tenth of
-    n, or below 1.5.
+    n, or below 1.5, and with :class:`NoisyWeightsWarning` where densities have a standard error above half a nat.
 
     Args:
         log_likelihood: (n,), of the train data, as :func:`log_likelihood` gives it.
         log_prior: (n,), log p0 of the networks.
         log_density: (n,), log q of the networks, such as a flow's ``log_prob``.
         power: T, the power of the likelihood; at least 0.
+        standard_error: (n,), of ``log_density`` where that is an estimate.
 
     Raises:
         ValueError: for other shapes, a negative power, and densities that are NaN or that leave no network any weight.
@@ -75,6 +94,15 @@ def importance_weights(
     raw = power * parts[0] + parts[1] - parts[2]
     if raw.isnan().any() or not raw.amax().isfinite():
         raise ValueError("importance weights are not defined: a density is NaN, or no network has a finite weight")
+    error = 0.0 if standard_error is None else float(standard_error.double().square().mean().sqrt())
+    if len(raw) > 1 and not error <= NOISY:
+        warnings.warn(
+            f"log densities have a standard error of {error:.3g} nats, so that importance weights are off by factors "
+            "of about its exponential and depend on the seed: take ExactTrace, or more probes (four times as many "
+            "halve it)",
+            NoisyWeightsWarning,
+            stacklevel=2,
+        )
     found = raw.log_softmax(0)
     effective = float(torch.exp(-(2 * found).logsumexp(0)))
     if len(raw) > 1 and effective < max(COLLAPSED * len(raw), 1.5):
@@ -84,7 +112,7 @@ def importance_weights(
             WeightsCollapsedWarning,
             stacklevel=2,
         )
-    return ImportanceWeights(found, effective)
+    return ImportanceWeights(found, effective, error)
 
 
 @torch.no_grad()

@@ -107,13 +107,15 @@ class PredictingMembers(Members):
         """Log-probabilities or values, (n, N, C).
 
         Raises:
-            ValueError: where the function gives another shape, or probabilities that are none.
+            ValueError: where the function gives another shape, what is not finite, or probabilities that are none.
         """
         given = self.predict(inputs).detach().double()
         outputs = self.task.layer_sizes[-1]
         if given.ndim != 3 or given.shape[1:] != (len(inputs), outputs) or not len(given):
             wanted = f"(n, {len(inputs)}, C) with C = {outputs}"
             raise ValueError(f"predict must give {wanted} for {len(inputs)} inputs, not {tuple(given.shape)}")
+        if not given.isfinite().all():
+            raise ValueError("predict gives values that are not finite: look for what made the method diverge")
         if not isinstance(self.task, ClassificationTask):
             return given
         total = given.sum(-1, keepdim=True)

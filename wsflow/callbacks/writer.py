@@ -37,6 +37,9 @@ class SampleWriter(BasePredictionWriter):
         overwrite: Whether an existing folder of generated networks may be replaced.
         part: What part of the networks in the folder these are; all of them by default.
 
+    Attributes:
+        evaluations: Of the field, by the batch of this process that needed most.
+
     Raises:
         ValueError: where the folder exists and may not be replaced, or holds anything but generated networks.
     """
@@ -51,7 +54,7 @@ class SampleWriter(BasePredictionWriter):
         interval: Interval = "batch"
         super().__init__(interval)
         self.path, self.extra, self.overwrite, self.part = Path(path), dict(extra or {}), overwrite, part
-        self._begin = 0.0
+        self.evaluations, self._begin = 0, 0.0
         if part is not None:
             return
         if self.path.exists() and not overwrite:
@@ -84,6 +87,8 @@ class SampleWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write one batch: sample indices ``batch`` (n,) and networks ``prediction`` (n, D)."""
+        if isinstance(pl_module, FlowMatchingModule):
+            self.evaluations = max(self.evaluations, pl_module.sampler.evaluations)
         file = self.parts / f"{trainer.global_rank:05d}-{batch_idx:08d}.safetensors"
         tensors = {"index": batch.cpu().contiguous(), "theta": prediction.float().cpu().contiguous()}
         safetensors.torch.save_file(tensors, file)

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsflow.bayes import by_size
-from wsflow.commands.comparison import Comparison, filled, keep, known_entry, markdown, read_comparison, rounded
+from wsflow.commands.comparison import (
+    Comparison,
+    filled,
+    keep,
+    known_entry,
+    markdown,
+    read_by,
+    read_comparison,
+    rounded,
+)
 from wsflow.commands.results import commit, hardware
 from wsflow.posteriors import PosteriorMethod
 
@@ -22,6 +31,9 @@ def baselines(
     page: str | None = None,
 ) -> None:
     """Fit and judge what a comparison file lists; what is known of the same settings is not fitted again.
+
+    The checkpoints and zoos that methods read count as settings: a flow that was trained again is judged again.  Where
+    they are not there, what is known stays.
 
     Args:
         file: The comparison file, such as configs/baselines/breast_cancer.yaml.
@@ -44,12 +56,16 @@ def baselines(
     entries = {}
     for name, row in comparison.methods.items():
         kept = split == "test"
-        entry = known_entry(results, file, name, settings) if kept else {"by_seed": {}}
+        entry = known_entry(results, file, name, settings) if kept else {"by_seed": {}, "read": {}}
         if methods is None or name in methods:
             for seed in seeds or comparison.seeds:
-                if str(seed) in entry["by_seed"]:
+                read, before = read_by(row.method, seed), entry["read"].get(str(seed))
+                if str(seed) in entry["by_seed"] and (not read or before in (None, read)):
                     continue
+                if str(seed) in entry["by_seed"]:
+                    print(f"{name}, seed {seed}: measured again, {', '.join(read)} is another than it was", flush=True)
                 entry["by_seed"][str(seed)] = _measure(comparison, name, row.method, seed, split)
+                entry["read"][str(seed)] = read
                 if kept:
                     keep(results, file, origin, name, entry)
         entries[name] = entry

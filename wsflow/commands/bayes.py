@@ -27,6 +27,8 @@ from wsflow.bayes import (
 from wsflow.bayes.table import render
 from wsflow.commands.evaluate import Networks, data_module, stored_networks
 from wsflow.commands.posterior_weights import posterior_weights
+from wsflow.description import plain
+from wsflow.flow import Trace
 from wsflow.tasks import BaseTask, ClassificationTask
 from wsflow.zoo import ZooDataModule
 
@@ -62,6 +64,7 @@ def bayes(
     sizes: str = "1,5,10,50",
     ood: OutlierSource | BaseTask | None = None,
     importance: float | None = None,
+    trace: Trace | None = None,
     calibrate: bool = False,
     n: int = 400,
     seed: int = 0,
@@ -80,6 +83,8 @@ def bayes(
             FashionMNIST.
         importance: Also weigh generated networks by p(D_train | theta)^T p0(theta) / q(theta) with this T, as samples
             of the posterior tempered by it; for flows on Euclidean with a Gaussian prior.
+        trace: How the divergence in q is found: Hutchinson with 25 probes by default, whose standard error is printed
+            and warned of where it makes the weights noise; ExactTrace has none and costs one pass per weight.
         calibrate: Also score each average with a temperature of its own, fitted on validation data; with test data.
         n: Networks of each set at most, the first ones.
         seed: Of the draw of ensembles and of noise.
@@ -91,6 +96,8 @@ def bayes(
     numbers = _numbers(sizes)
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
+    if trace is not None and importance is None:
+        raise ValueError(f"the trace {type(trace).__name__} is for importance weights: give --importance too, or none")
     stored = {_label(path, samples): stored_networks(Path(path), n) for path in samples}
     if not stored:
         raise ValueError("give folders of generated networks by --samples")
@@ -103,7 +110,7 @@ def bayes(
         for path in samples:
             name = f"{_label(path, samples)}, weighted"
             sets[name] = stored[_label(path, samples)].theta
-            weights[name] = posterior_weights(path, sets[name], data.task, importance, seed)
+            weights[name] = posterior_weights(path, sets[name], data.task, importance, seed, trace)
     judged = {
         name: _judge(data.task, theta, split, numbers, outliers, weights.get(name), seed, calibrate)
         for name, theta in sets.items()
@@ -118,7 +125,7 @@ def bayes(
             print(f"{name}: {one.weights}")
     file = Path(out) if out is not None else first.folder / "bayes.json"
     origin = {"samples": list(samples), "zoo": data.path, "split": split, "seed": seed, "n": n}
-    origin |= {"ood": outliers.name if outliers is not None else None, "importance": importance}
+    origin |= {"ood": outliers.name if outliers is not None else None, "importance": importance, "trace": plain(trace)}
     file.parent.mkdir(parents=True, exist_ok=True)
     values = {name: _plain(one) for name, one in judged.items()}
     file.write_text(json.dumps({"origin": origin, "networks": values}, indent=2) + "\n")
@@ -184,7 +191,14 @@ def _plain(one: Judged) -> dict[str, Any]:
         for size, scores in one.sizes.items()
     }
     values = {"count": len(one.theta), "sizes": sizes, "pairs": one.pairs, "reliability": one.diagram}
-    return values | ({} if one.weights is None else {"effective": one.weights.effective})
+    if one.weights is None:
+        return values
+    told = one.weights
+    return values | {
+        "effective": told.effective,
+        "log_weights": told.log_weights.tolist(),
+        "standard_error": told.standard_error,
+    }
 
 
 def _numbers_or_null(values: Tensor) -> list[float | None]:

@@ -10,7 +10,8 @@ A comparison file is YAML of the fields of :class:`Comparison`; a method is name
         method: {class_path: DeepEnsemble, init_args: {recipe: {class_path: Recipe}}}
 
 The results file holds, by the file's name, ``methods``: settings, what they were judged by (``shared``: task, outliers,
-sizes) and, by seed and number of networks, what was measured; and ``origin``: command, commit, hardware.
+sizes), by seed and number of networks, what was measured (``by_seed``), and by seed the SHA-256 of the checkpoint or
+zoo that was read (``read``); and ``origin``: command, commit, hardware.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from wsflow.bayes import OutlierSource
 from wsflow.commands.results import read_results
 from wsflow.posteriors import PosteriorMethod
 from wsflow.tasks import BaseTask
+from wsflow.zoo import file_hash
 
 MARK = re.compile(r"(<!-- baselines: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -131,12 +133,20 @@ def known_entry(path: str | Path, file: str, name: str, settings: Settings) -> d
     """What is kept of a method; nothing of it was measured where its settings, or those of all methods, were others.
 
     Entries of before ``shared`` was kept are taken to be of the same task, outliers and sizes.
+
+    Returns:
+        The entry, whose ``read`` are the files' hashes by seed, where they are known.
     """
     found: dict[str, Any] = read_results(path).get(Path(file).stem, {}).get("methods", {}).get(name, {})
     entry = {"settings": settings.methods[name], "shared": settings.shared}
     same = {"shared": settings.shared, **found}
-    by_seed = found["by_seed"] if all(same.get(part) == value for part, value in entry.items()) else {}
-    return {**entry, "by_seed": by_seed}
+    kept = all(same.get(part) == value for part, value in entry.items())
+    return {**entry, **{part: found.get(part, {}) if kept else {} for part in ("by_seed", "read")}}
+
+
+def read_by(method: PosteriorMethod, seed: int) -> dict[str, str]:
+    """SHA-256, by path, of the files that a fit reads and that are there."""
+    return {str(path): file_hash(path) for path in method.reads(seed) if path.is_file()}
 
 
 def rounded(values: Mapping[str, float]) -> dict[str, float]:

@@ -69,9 +69,10 @@ def initialise(
         batch_size: Data points per network and step.
         optimizer: Of all trainings; Adam with a learning rate of 1e-3 by default.
         initializer: Of the random starts; by default as in the zoo that the flow was trained on, or torch's own where
-            that is not known.
+            that is not known.  What was taken is printed and kept.
         level: Accuracy whose first step is asked for.
-        split: Whose data scores are of; its runs are the trained networks, where the flow's zoo is at hand.
+        split: Whose data scores are of; its runs are the trained networks, where the flow's zoo is at hand and has
+            enough of them for every seed.
         out: Folder for the figures; ``initialisation`` beside the samples by default.
 
     Raises:
@@ -87,14 +88,22 @@ def initialise(
     if zoo.space != task.space:
         raise ValueError(f"the networks in {samples} are not of the network of {task.name}; give the task its widths")
     plan = Plan(task, optimizer or Adam(), steps, every, batch_size, split, level)
+    data = _data(zoo)
+    random, source = _random(data, initializer)
+    print(f"random starts: {type(random).__name__}, {source}")
+    trained = _trained_rows(data, split, n, seeds)
     found: dict[str, list[Curves]] = {}
     for seed in range(seeds):
-        for kind, starts in _starts(zoo, initializer, split, n, seed):
+        for kind, starts in _starts(zoo, random, data, trained, n, seed):
             found.setdefault(kind, []).append(_trained(plan, starts, seed))
             print(f"seed {seed}, {kind}: {_steps_in_words(median(found[kind][-1], level), steps)}", flush=True)
     folder = Path(out) if out is not None else Path(samples).resolve().parent / "initialisation"
     result = {
-        "origin": _origin(plan, samples, n, seeds),
+        "origin": {
+            **_origin(plan, samples, n, seeds),
+            "initializer": plain(random),
+            "initializer_source": source,
+        },
         "kinds": {kind: summary(curves, level) for kind, curves in found.items()},
     }
     from wsflow.uses.figures import save_learning_curves  # matplotlib takes its time to import
@@ -107,21 +116,42 @@ def initialise(
     print(f"curves in {shown(folder)}")
 
 
-def _starts(zoo: Zoo, initializer: Initializer | None, split: str, n: int, seed: int) -> Iterator[tuple[str, Tensor]]:
+def _starts(
+    zoo: Zoo, random: Initializer, data: ZooDataModule | None, trained: Tensor | None, n: int, seed: int
+) -> Iterator[tuple[str, Tensor]]:
     """Kinds of starts, (n, D) each."""
-    rows = zoo.rows(zoo.final().sort().values[seed * n : (seed + 1) * n])
-    data = _data(zoo)
-    collector = recorded_collector(data.zoo.manifest) if data is not None else None
-    default = collector.initializer if collector is not None else NetworkInitializer()
+    mine = slice(seed * n, (seed + 1) * n)
+    rows = zoo.rows(zoo.final().sort().values[mine])
     generator = sample_generator(seed, 0, purpose=[STARTS])
     yield "generated", rows
-    yield "random", (initializer or default).sample(zoo.space, n, generator)
+    yield "random", random.sample(zoo.space, n, generator)
     yield "generated, shuffled", shuffled(zoo.space, rows, generator)
+    if data is not None and trained is not None:
+        yield f"trained on {type(data.task).__name__}", data.zoo.rows(trained[mine])
+
+
+def _random(data: ZooDataModule | None, given: Initializer | None) -> tuple[Initializer, str]:
+    """The law of random starts, and where it is from."""
+    if given is not None:
+        return given, "as given"
     if data is None:
-        return
-    runs = data.rows(split, final_only=True)[seed * n : (seed + 1) * n]
-    if len(runs) == n:
-        yield f"trained on {type(data.task).__name__}", data.zoo.rows(runs)
+        return NetworkInitializer(), "since the zoo that the flow was trained on is not at hand; or give --initializer"
+    collector = recorded_collector(data.zoo.manifest)
+    if collector is None:
+        return NetworkInitializer(), f"since {data.path} does not say how its runs began; or give --initializer"
+    return collector.initializer, f"as the runs of {data.path}"
+
+
+def _trained_rows(data: ZooDataModule | None, split: str, n: int, seeds: int) -> Tensor | None:
+    """Rows of trained networks that no flow has seen, n for every seed; None, and said, where there are too few."""
+    if data is None:
+        print("trained networks: none, the zoo that the flow was trained on is not at hand")
+        return None
+    rows = data.rows(split, final_only=True)
+    if len(rows) < n * seeds:
+        print(f"trained networks: none, the {split} split has {len(rows)} runs and {seeds} seeds need {n * seeds}")
+        return None
+    return rows
 
 
 def _data(zoo: Zoo) -> ZooDataModule | None:

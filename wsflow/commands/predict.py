@@ -115,6 +115,7 @@ def predict(
             print(f"part {shown_share(share)} of the networks in {folder} is there already")
             return
     processes = launched() if devices is None else {}
+    writer = SampleWriter(folder, extra, overwrite, part)
     trainer = Trainer(
         accelerator=accelerator,
         devices=processes.get("devices", devices or 1),
@@ -122,7 +123,7 @@ def predict(
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[SampleWriter(folder, extra, overwrite, part), FailTogether()],
+        callbacks=[writer, FailTogether()],
     )
     trainer.callbacks.append(Preemption())  # type: ignore[attr-defined]
     indices = range(n) if part is None else part.indices
@@ -136,9 +137,8 @@ def predict(
         print(f"part {shown_share(share)} of {n} generated networks in {folder}; other parts are missing")
         return
     record_timing(run, predict=time.perf_counter() - begin)
-    spent = module.sampler.evaluations * (1 if module.request is None else module.request.evaluations)
     print(
-        f"{n} generated networks in {folder} ({spent} evaluations of the field); "
+        f"{n} generated networks in {folder} ({writer.evaluations} evaluations of the field); "
         f"next: wsflow evaluate --samples {shown(folder)}"
     )
 
@@ -157,7 +157,7 @@ def planned(module: FlowMatchingModule, trainer: Trainer, indices: Sequence[int]
 
 
 def asked(module: FlowMatchingModule, condition: Sequence[str] | None, weight: float) -> Request | None:
-    """The request that words such as ``loss=0.2`` or ``epoch=5:10`` make; a warning where the flow has to guess.
+    """The request that words such as ``loss=0.2`` or ``epoch=5:10`` make.
 
     Raises:
         ValueError: for words that are no request, labels that the flow does not know, a flow without labels, and a
@@ -169,7 +169,7 @@ def asked(module: FlowMatchingModule, condition: Sequence[str] | None, weight: f
         return None
     if module.conditioning is None:
         raise ValueError("the flow was trained without labels: leave --condition out, or train with data.labels")
-    values: dict[str, Sequence[float] | Range] = {}
+    values: dict[str, float | Sequence[float] | Range] = {}
     for word in condition:
         name, _, text = word.partition("=")
         parts = text.split(":") if ":" in text else text.split(",")
@@ -181,7 +181,7 @@ def asked(module: FlowMatchingModule, condition: Sequence[str] | None, weight: f
             raise ValueError(f"--condition {word}: give name=value, name=value,value or name=low:high, each name once")
         values[name] = Range(*numbers) if ":" in text else numbers
     request = Request(values, weight)
-    module.conditioning.warn(request)
+    module.conditioning.check(request)
     return request
 
 

@@ -57,12 +57,12 @@ class Request:
     """What generated networks are to be like.
 
     Attributes:
-        values: By the name of a label, its values, one or more, of which each sample takes the next; or a pair
-            ``range`` of lowest and highest.  Labels that are not named are left open.
+        values: By the name of a label, its value; several, of which each sample takes the next; or a :class:`Range`.
+            Labels that are not named are left open.
         weight: w; 1 for the conditional flow.
     """
 
-    values: Mapping[str, Sequence[float] | Range]
+    values: Mapping[str, float | Sequence[float] | Range]
     weight: float = 1.0
 
     @property
@@ -173,7 +173,7 @@ class Conditioning(nn.Module):
         numbers = torch.as_tensor(list(indices), dtype=torch.float64)
         labels = torch.full((len(numbers), len(self.names)), torch.nan, dtype=torch.float64)
         values = {} if request is None else request.values
-        self._check(values, 1.0 if request is None else request.weight)
+        self.check(Request({}) if request is None else request)
         ranges = [name for name in self.names if isinstance(values.get(name), Range)]
         for name, given in values.items():
             k = self.names.index(name)
@@ -181,16 +181,17 @@ class Conditioning(nn.Module):
                 part = numbers.mul(_irrational(len(ranges)) ** (1 + ranges.index(name))).add(0.5).frac()
                 labels[:, k] = self._between(k, given, part)
             else:
-                labels[:, k] = torch.tensor(given, dtype=torch.float64)[numbers.long() % len(given)]
+                several = torch.tensor(_numbers(given), dtype=torch.float64)
+                labels[:, k] = several[numbers.long() % len(several)]
         return labels.to(self.mean)
 
     def warn(self, request: Request) -> None:
         """Warn of values outside of what train networks have: there the flow has to guess."""
-        self._check(request.values, request.weight)
+        self.check(request)
         for name, given in request.values.items():
             k = self.names.index(name)
             low, high = float(self.low[k]), float(self.high[k])
-            ends = (given.low, given.high) if isinstance(given, Range) else (min(given), max(given))
+            ends = min(_numbers(given)), max(_numbers(given))
             slack = max(SLACK * (high - low), LEAST * abs(high))
             if ends[0] < low - slack or ends[1] > high + slack:
                 asked = f"{ends[0]:.4g}" if ends[0] == ends[1] else f"{ends[0]:.4g} to {ends[1]:.4g}"
@@ -206,12 +207,14 @@ class Conditioning(nn.Module):
         values = scaled[0] + part * (scaled[1] - scaled[0])
         return values.exp() if self._log[k] else values
 
-    def _check(self, values: Mapping[str, Any], weight: float) -> None:
+    def check(self, request: Request) -> None:
+        """Raise ValueError for a request that does not fit the flow, as :meth:`requested` does."""
+        values, weight = request.values, request.weight
         unknown = sorted(set(values) - set(self.names))
         if unknown:
             raise ValueError(f"the flow knows no label {', '.join(unknown)}; its labels are {', '.join(self.names)}")
         for name, given in values.items():
-            numbers = [given.low, given.high] if isinstance(given, Range) else list(given)
+            numbers = _numbers(given)
             finite = bool(numbers) and all(math.isfinite(number) for number in numbers)
             if not finite or (self._log[self.names.index(name)] and not min(numbers) > 0):
                 raise ValueError(f"{name} is asked to be {numbers}; give finite numbers, positive ones for a logarithm")
@@ -275,6 +278,12 @@ def follow_request(
         return v + weight * (told(x, t) - v)
 
     return velocity
+
+
+def _numbers(given: float | Sequence[float] | Range) -> list[float]:
+    if isinstance(given, Range):
+        return [given.low, given.high]
+    return [float(given)] if isinstance(given, (int, float)) else [float(value) for value in given]
 
 
 def _irrational(count: int) -> float:

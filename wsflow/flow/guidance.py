@@ -20,7 +20,9 @@ Either costs one evaluation of the objective with its derivative at each evaluat
 once.
 
 *Randomness.*  What an objective draws (a mini-batch) comes from each sample's own stream, so that a sample depends on
-(seed, index) alone; what it draws for all networks in common comes from ``seed`` of the guidance.
+(seed, index) alone; what it draws for all networks in common comes from ``seed`` of the guidance.  A solver that tries
+steps again would tell the noise of mini-batches from the error of a step by chance: it takes objectives that draw
+nothing.
 
 *No density.*  Guided samples follow another flow, whose divergence holds second derivatives of L and whose random
 mini-batches are no function of the state: their density is refused.
@@ -190,7 +192,11 @@ class Guidance(ABC):
 
     @final
     def steer(
-        self, velocity: VelocityFn, geometry: Geometry, generators: Sequence[torch.Generator] | None
+        self,
+        velocity: VelocityFn,
+        geometry: Geometry,
+        generators: Sequence[torch.Generator] | None,
+        repeatable: bool = False,
     ) -> VelocityFn:
         """The guided velocity, for one solution of the flow.
 
@@ -198,13 +204,14 @@ class Guidance(ABC):
             velocity: The flow's own, which carries nothing alongside.
             geometry: The space the flow lives in.
             generators: One per sample; each is forked.
+            repeatable: Whether the velocity must be a function of state and time, for a solver that tries steps again.
 
         Returns:
             A function of states (B, dim) and times (B,), to be called with the same samples each time.
 
         Raises:
             ValueError: without generators, and where the objective misses a task; the function's, for a velocity that
-                carries a log-density.
+                carries a log-density, and for an objective that draws where it must be repeatable.
         """
         if generators is None:
             raise ValueError("guidance needs one generator per sample, the source of what its objective draws")
@@ -218,7 +225,14 @@ class Guidance(ABC):
                 raise ValueError("samples under guidance have no density: leave out the guidance or the density")
             if len(x) != len(draws.rows):
                 raise ValueError(f"guidance was made for {len(draws.rows)} samples and is asked about {len(x)}")
+            before = draws.states() if repeatable else []
             push = self._schedule(t)[:, None] * geometry.tangent(x, self.gradient(geometry, x, t, v, draws))
+            if repeatable and not all(map(torch.equal, before, draws.states())):
+                raise ValueError(
+                    "the guidance's objective draws a mini-batch at each call, and a solver that chooses its steps "
+                    "would take that noise for its own error: give the objective all data (batch_size: null), or use "
+                    "Euler, Heun or RK4"
+                )
             return v - (push if self.clip is None else self.clip(geometry, x, push, v))
 
         return guided

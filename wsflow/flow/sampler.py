@@ -69,8 +69,12 @@ class Sampler:
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the field in the last call, the same for every sample."""
+        """Evaluations of the field by the last call, for each of its samples; of several batches the most."""
         return self._spent[0]
+
+    @evaluations.setter
+    def evaluations(self, count: int) -> None:
+        self._spent[0] = count
 
     @property
     def perturbation(self) -> Noise | None:
@@ -131,13 +135,16 @@ class Sampler:
             (n, dim), finished by ``geometry.finish``; ready to decode.
 
         Raises:
-            ValueError: where there is noise or guidance but not one generator per sample.
+            ValueError: where there is noise or guidance but not one generator per sample, and for a solver that chooses
+                its steps with guidance whose objective draws mini-batches.
         """
         counted = Counted(velocity)
         perturb = self._perturb(geometry, x0, generators)
-        steered = self.guidance.steer(counted, geometry, generators) if self.guidance is not None else counted
+        steered: VelocityFn = counted
+        if self.guidance is not None:
+            steered = self.guidance.steer(counted, geometry, generators, repeatable=self.solver.adaptive)
         x, _ = integrate(steered, geometry, self.solver, x0, self.times, None, singular_end, perturb)
-        self._spent[0] = counted.evaluations
+        self.evaluations = counted.evaluations
         return geometry.finish(x)
 
     def _perturb(

@@ -15,6 +15,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
@@ -37,7 +38,7 @@ class Draws:
         notes: Further numbers by name, such as what was paid for once beforehand, or how well chains mix.
 
     Raises:
-        ValueError: where there are neither weights nor outputs.
+        ValueError: where there are neither weights nor outputs, or weights that are not finite.
     """
 
     theta: Tensor | None
@@ -49,6 +50,11 @@ class Draws:
     def __post_init__(self) -> None:
         if self.theta is None and self.predict is None:
             raise ValueError("draws need weights or outputs; both are None")
+        if self.theta is not None and not (finite := self.theta.isfinite().all(1)).all():
+            raise ValueError(
+                f"{int((~finite).sum())} of {len(finite)} networks have weights that are not finite: the fit diverged; "
+                "lower the learning rate of the method or of its recipe"
+            )
 
 
 class PosteriorMethod(ABC):
@@ -66,6 +72,10 @@ class PosteriorMethod(ABC):
     def name(self) -> str:
         """The class's name."""
         return type(self).__name__
+
+    def reads(self, seed: int) -> list[Path]:
+        """Files, beside the task's, that a fit with this seed depends on; none by default."""
+        return []
 
     @abstractmethod
     def fit(self, task: BaseTask, n: int, seed: int) -> Draws:

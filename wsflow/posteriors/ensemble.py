@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import ClassVar
 
 from wsflow.posteriors.base import Draws, PosteriorMethod
 from wsflow.posteriors.recipe import Recipe
 from wsflow.tasks.base import BaseTask
 from wsflow.zoo.datamodule import ZooDataModule
+from wsflow.zoo.write import MANIFEST
 
 
 class DeepEnsemble(PosteriorMethod):
@@ -44,6 +46,10 @@ class ZooEnsemble(PosteriorMethod):
 
     def __init__(self, data: ZooDataModule, split: str = "test") -> None:
         self.data, self.split = data, split
+
+    def reads(self, seed: int) -> list[Path]:
+        """The zoo's manifest, which knows its files by their checksums."""
+        return [Path(self.data.path) / MANIFEST]
 
     def fit(self, task: BaseTask, n: int, seed: int) -> Draws:
         """Read n networks; their training is counted in gradient evaluations, its seconds are not known.

@@ -30,6 +30,10 @@ class FlowEnsemble(PosteriorMethod):
     def __init__(self, checkpoint: str, sampler: Sampler | None = None, first: int = 0) -> None:
         self.checkpoint, self.sampler, self.first = checkpoint, sampler, first
 
+    def reads(self, seed: int) -> list[Path]:
+        """The checkpoint."""
+        return [Path(self.checkpoint.format(seed=seed))]
+
     def fit(self, task: BaseTask, n: int, seed: int) -> Draws:
         """Generate n networks; seconds are those of sampling, and so are gradients, of fields that take some.
 

@@ -175,7 +175,5 @@ def run_chains(
             if step > schedule.burn_in and (step - schedule.burn_in) % schedule.interval == 0:
                 kept.append(state.params)
     theta = torch.cat(kept)[:n]
-    if not theta.isfinite().all():
-        raise ValueError("a chain diverged; lower its learning rate")
     epochs = recipe.epochs + seen / target.count
     return Draws(theta, seconds=time.process_time() - began, gradient_evaluations=chains * epochs)

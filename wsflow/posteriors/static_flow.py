@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from wsflow.posteriors.base import Draws, PosteriorMethod, extra
 from wsflow.posteriors.ensemble import trained_epochs
 from wsflow.tasks.base import BaseTask
 from wsflow.zoo.datamodule import ZooDataModule
+from wsflow.zoo.write import MANIFEST
 
 FlowFactory = Callable[[int], nn.Module]
 """Makes a zuko flow over so many features."""
@@ -74,6 +76,10 @@ class StaticFlow(PosteriorMethod):
             raise ValueError("components, epochs, batch_size, lr and patience must be positive, residual not negative")
         self.data, self.components, self.flow, self.epochs = data, components, flow, epochs
         self.batch_size, self.lr, self.patience, self.residual = batch_size, lr, patience, residual
+
+    def reads(self, seed: int) -> list[Path]:
+        """The zoo's manifest, which knows its files by their checksums."""
+        return [Path(self.data.path) / MANIFEST]
 
     def fit(self, task: BaseTask, n: int, seed: int) -> Draws:
         """Fit the flow and draw from it; no gradient of the task's loss is taken.

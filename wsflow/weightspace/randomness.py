@@ -80,6 +80,10 @@ class RowGenerator(torch.Generator):
         generator.common = torch.Generator().manual_seed(_seed(0, *_keys(seed, (*purpose, *batch, 0))))
         return generator
 
+    def states(self) -> list[Tensor]:
+        """States of all streams; a stream whose state is another has been drawn from."""
+        return [stream.get_state() for stream in (self, self.common, *self.rows)]
+
 
 def draw_rows(
     draw: Callable[[int, torch.Generator | None], Tensor], n: int, generator: torch.Generator | None
