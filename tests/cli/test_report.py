@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 
+import wsflow
 from wsflow.cli import main
+from wsflow.description import plain
+from wsflow.flow import ListGrid, Sampler, sample_prior
 from wsflow.report.card import novelty
 from wsflow.report.figures import nearest_curves
 from wsflow.report.markup import Section
 from wsflow.report.markup import page as written
-from wsflow.report.sections import Gallery
+from wsflow.report.networks import MOVED, PATHS, MissingError, Networks, _projected, paths
+from wsflow.report.runs import Case, read_runs
+from wsflow.report.sections import Gallery, Studied, _paths
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -150,6 +157,63 @@ def test_what_is_missing_is_said(run, tmp_path):
     assert "The training curve of bare is missing: its folder holds no logs." in text
     assert "fit.yaml of bare is missing: not in its folder." in text
     assert "Figure 7.3) is missing: no run was evaluated at several numbers of steps." in text
+
+
+def test_what_one_file_lacks_does_not_cost_the_page(run, tmp_path):
+    """A log torn by a killed process, scores and times of another shape, a task of a package that is not here."""
+    other = shutil.copytree(run, tmp_path / "odd")
+    report = other / "few" / "report.json"
+    report.write_text(report.read_text().replace(str(run), str(other)))
+    (log,) = other.glob("logs/csv/version_*/metrics.csv")
+    log.write_text(log.read_text().rstrip() + '\n0.5,7,"3.2e\n')
+    (other / "few" / "bayes.json").write_text('{"networks": []}')
+    (other / "timing.json").write_text('{"fit": {"seconds": 3}, "predict": 2.0}')
+    checkpoint = torch.load(other / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["data"]["init_args"]["task"] = {"class_path": "away.Task"}
+    torch.save(checkpoint, other / "checkpoints" / "last.ckpt")
+    assert main(["report", str(other), "--out", str(tmp_path / "page"), "--n=6"]) == 0
+    text = Page((tmp_path / "page" / "index.html").read_text()).text
+    assert "Ensembles by size: odd is missing: bayes.json cannot be read (AttributeError)." in text
+    assert "The data's origin is missing: DescriptionError: 'away.Task' cannot be imported" in text
+    assert "Seconds that the commands of a run took." in text
+    assert "The training curve of odd is missing" not in text
+
+
+def test_damaged_times_are_left_out(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "odd")
+    (other / "timing.json").write_text("{")
+    assert read_runs([other])[0].timing == {}
+
+
+def test_paths_end_where_the_samples_of_the_same_grid_do(trained):
+    flow = wsflow.load(trained)
+    space, few = flow.weight_space, torch.randn(3, flow.weight_space.dim)
+    known = Networks(flow.task, "val", few, few, few)
+    second = {}
+    for name, grid in (("equal", None), ("late", ListGrid([0.0, 0.9, 0.95, 1.0]))):
+        sampling = {"steps": 3, "seed": 5, **({"grid": plain(grid)} if grid else {})}
+        found = paths(Case("", {}, None, {"sampling": sampling}), flow, known)
+        last = flow.sample(PATHS + MOVED, 5, Sampler(steps=3, grid=grid)).double()
+        starts = sample_prior(flow.module.prior, flow.module.geometry, 5, range(PATHS + MOVED)).double()
+        assert last.shape == (PATHS + MOVED, space.dim)
+        end = _projected(torch.stack([starts, last]), starts, starts).states[-1]
+        np.testing.assert_allclose(np.abs(found.states[-1]), np.abs(end), rtol=1e-4, atol=1e-4)
+        assert found.states.shape[0] == 4
+        second[name] = np.abs(found.states[1] - found.states[0]).mean() / np.abs(end - found.states[0]).mean()
+    assert second["equal"] == pytest.approx(1 / 3, abs=0.05)
+    assert second["late"] == pytest.approx(0.9, abs=0.05)
+    with pytest.raises(MissingError, match=r"asked for by loss=0\.2"):
+        paths(Case("", {}, None, {"sampling": {"condition": ["loss=0.2"]}}), flow, known)
+
+
+def test_paths_of_a_solver_that_chooses_its_steps_and_what_captions_say(trained, run):
+    flow = wsflow.load(trained)
+    few = torch.randn(3, flow.weight_space.dim)
+    sampling = {"steps": 5, "solver": {"class_path": "wsflow.flow.DormandPrince", "init_args": {}}, "noise": 0.1}
+    case, known = Case("", {}, None, {"sampling": sampling}), Networks(flow.task, "val", few, few, few)
+    assert paths(case, flow, known).states.shape[0] == 6
+    one = Studied(replace(read_runs([run])[0], cases=[case]), flow, known)
+    assert _paths(one)[1].endswith("Drawn without the noise that the samples were generated with.")
 
 
 def test_several_runs_stand_side_by_side(run, tmp_path):

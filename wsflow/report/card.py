@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 from math import isnan
 from pathlib import Path
@@ -40,8 +41,8 @@ def card(run: Run, flow: Flow | None, licence: str | None) -> str:
     """
     entries = [
         ("Model", escape(_model(run, flow))),
-        ("Networks", escape(_networks(_known(run, flow, "space")))),
-        ("Data", _data(_known(run, flow, "data"))),
+        ("Networks", _said(_networks, "The networks' description", _known(run, flow, "space"))),
+        ("Data", _said(_data, "The data's origin", _known(run, flow, "data"))),
         ("Licence", escape(licence or "not stated: whoever publishes the flow or its networks has to state one")),
         ("Intended use", escape(USE)),
         ("Novelty test", _novelty(run)),
@@ -80,12 +81,20 @@ def _known(run: Run, flow: Flow | None, name: str) -> Any:
     return next((case.manifest[name] for case in run.cases if case.manifest.get(name)), None)
 
 
+def _said(words: Callable[[Any], str], what: str, described: Any) -> str:
+    """What is said of a description; what it misses where that cannot be built, as of a package that is not here."""
+    try:
+        return words(described)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return missing(what, f"{type(error).__name__}: {error}")
+
+
 def _networks(described: Any) -> str:
     if not described:
         return "not known"
     given = ", ".join(f"{key}={value}" for key, value in described.get("init_args", {}).items())
     dim = WeightSpace.from_description(described).dim
-    return f"{str(described['class_path']).rpartition('.')[2]}({given}), {dim:,} weights each."
+    return escape(f"{str(described['class_path']).rpartition('.')[2]}({given}), {dim:,} weights each.")
 
 
 def _data(described: Any) -> str:

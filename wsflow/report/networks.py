@@ -29,8 +29,7 @@ from wsflow.api import Flow
 from wsflow.bayes import Reliability, members, predictive, reliability, scores
 from wsflow.bayes.disagreement import error_overlap
 from wsflow.description import build, named
-from wsflow.fields import follow
-from wsflow.flow import Euler, Solver, StartsPrior, integrate, sample_prior
+from wsflow.flow import Sampler, StartsPrior, UniformGrid, integrate, sample_prior
 from wsflow.geometry import Euclidean, Geometry
 from wsflow.metrics.function_space import nearest, predict
 from wsflow.report.runs import Case
@@ -207,26 +206,30 @@ class Paths:
 def paths(case: Case, flow: Flow, networks: Networks) -> Paths:
     """Solve a few samples again, with the steps and the solver of the case, without noise or guidance.
 
+    A solver that chooses its steps is shown at equal times.
+
     Raises:
-        MissingError: for a flow that starts from given initial weights or takes a condition.
+        MissingError: for a flow that starts from given initial weights, or was asked for something by a condition.
     """
     module, sampling = flow.module, case.sampling
     if isinstance(module.prior, StartsPrior):
         raise MissingError("the flow starts from given initial weights, which its checkpoint does not hold")
-    solver = build(sampling["solver"]) if sampling.get("solver") else Euler()
-    steps, power = int(sampling.get("steps", 16)), float(sampling.get("power", 1.0))
-    times = torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** power
-    starts = sample_prior(module.prior, module.geometry, int(sampling.get("seed", 0)), range(CLOUD))
+    if sampling.get("condition"):
+        raise MissingError(f"the samples were asked for by {', '.join(sampling['condition'])}")
+    solver, grid = (build(sampling[name]) if sampling.get(name) else None for name in ("solver", "grid"))
+    sampler = Sampler(solver, int(sampling.get("steps", 16)), power=float(sampling.get("power", 1.0)), grid=grid)
+    times = UniformGrid().times(sampler.steps) if sampler.solver.adaptive else sampler.times
+    seed = int(sampling.get("seed", 0))
+    starts = sample_prior(module.prior, module.geometry, seed, range(CLOUD))
     states: list[Tensor] = []
 
     def keep(x: Tensor, t: float) -> tuple[Tensor, float]:
         states.append(x)
         return x, t
 
-    velocity = follow(module.field, module.parametrization, module.geometry)
-    known = solver if isinstance(solver, Solver) else Euler()
+    velocity = module.generation(seed, sampler).velocity(range(PATHS + MOVED))
     end = module.parametrization.singular_end
-    last, _ = integrate(velocity, module.geometry, known, starts[: PATHS + MOVED], times, None, end, keep)
+    last, _ = integrate(velocity, module.geometry, sampler.solver, starts[: PATHS + MOVED], times, None, end, keep)
     states.append(module.geometry.finish(last))
     train = module.geometry.encode(networks.train[:CLOUD])
     return _projected(torch.stack(states).double(), starts.double(), train.double())

@@ -6,6 +6,7 @@ such as an experiment's cases; each names the generated networks it is of.  Noth
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,7 +126,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _read(folder: Path, name: str) -> Run:
     cases = sorted(_cases(folder), key=lambda case: (case.name not in ("", folder.parent.name), case.name))
     settings = _yaml(folder / SETTINGS)
-    timing = read_json(folder / "timing.json") if (folder / "timing.json").exists() else {}
+    timing = _timing(folder / "timing.json")
     return Run(name, folder, _checkpoint(folder, cases), settings, cases, _curves(folder), timing)
 
 
@@ -148,7 +149,17 @@ def _cases(folder: Path) -> Iterator[Case]:
         yield Case(file.parent.relative_to(folder).as_posix().removeprefix("."), values, samples, manifest)
 
 
+def _timing(file: Path) -> dict[str, float]:
+    """The numbers that a file holds; none where it is damaged."""
+    try:
+        found = read_json(file) if file.exists() else {}
+    except ValueError:
+        return {}
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+
+
 def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Logged numbers; rows that a killed process left torn count as far as they can be read."""
     curves: dict[str, dict[int, float]] = {}
     files = sorted(folder.glob(f"logs/csv/version_*/{METRICS}"), key=lambda path: int(path.parent.name[8:] or 0))
     for file in files:
@@ -156,8 +167,9 @@ def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
             for row in csv.DictReader(lines):
                 for key, text in row.items():
                     if text and key not in ("step", "epoch"):
-                        curves.setdefault(key, {})[int(row["step"])] = float(text)
-    return {name: sorted(points.items()) for name, points in sorted(curves.items())}
+                        with contextlib.suppress(TypeError, ValueError):
+                            curves.setdefault(key, {})[int(row["step"])] = float(text)
+    return {name: sorted(points.items()) for name, points in sorted(curves.items()) if points}
 
 
 def read_json(file: Path) -> dict[str, Any]:

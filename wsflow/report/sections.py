@@ -138,7 +138,7 @@ def _averaged(studied: Sequence[Studied]) -> str:
             words = f"Ensembles by size: {one.run.name}"
             try:
                 parts.append(details(words, tables.ensembles(read_json(file))))
-            except (KeyError, ValueError) as error:
+            except (KeyError, ValueError, TypeError, AttributeError) as error:
                 gone.append(missing(words, f"{file.name} cannot be read ({type(error).__name__})"))
     return "\n".join([*parts, *gone])
 
@@ -251,9 +251,11 @@ def _reliability(one: Studied) -> Drawn:
 def _paths(one: Studied) -> Drawn:
     flow, known = _flow(one), _networks(one)
     found = networks.paths(one.run.cases[0], flow, known)
+    left_out = [name for name in ("noise", "guidance") if one.run.cases[0].sampling.get(name)]
     text = (
         f"Paths of {found.states.shape[1]} samples from t = 0 to t = 1 in the flow's coordinates, on the "
         "components in which other samples move most, beside training networks and prior draws."
+        + (f" Drawn without the {' and '.join(left_out)} that the samples were generated with." if left_out else "")
     )
     return figures.path_figure(found), text, False
 
