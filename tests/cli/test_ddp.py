@@ -29,6 +29,7 @@ trainer:
 model:
   path: {class_path: GeodesicPath, init_args: {sigma: 0.01}}
   functional: {class_path: RolloutTerm, init_args: {batch_size: 32, steps: 3, every: 2}}
+  weighting: {class_path: Fisher, init_args: {networks: 4, points: 4}}
 data:
   permute: true
 """

@@ -159,7 +159,8 @@ def test_validation_figures_are_shown_and_not_kept(run, tmp_path):
 
 
 def test_the_flow_of_one_width_is_sampled_at_another(run, bands, tmp_path):
-    text = bands.read_text() + "transfer: zoos/wide\ntransfer_configs: [fit.yaml]\n"
+    text = bands.read_text().replace("overrides: {", "overrides: {model.weighting: PerTensor, ")
+    text += "transfer: zoos/wide\ntransfer_configs: [fit.yaml]\n"
     bands.write_text(text + "transfer_overrides: {data.task.init_args.hidden: 5}\n")
     stages = ["fit", "collect", "transfer", "predict", "evaluate"]
     assert run("--seeds", "0", "--points", "plain") == stages
