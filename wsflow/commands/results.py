@@ -10,7 +10,8 @@
         "origin": {"command": ..., "seeds": [0], "split": "test", "settings": ..., "stages": ..., "commit": ...,
                    "hardware": ...}}}                  # stages, commit and hardware: of the seed that ran last
 
-A seed that is run again replaces its own figures; the other seeds' stay, unless the settings have changed.
+A seed that is run again replaces its own figures; the other seeds' stay, unless the settings have changed.  Settings
+that were not kept when figures were taken are unknown, and taken to be the same.
 """
 
 from __future__ import annotations
@@ -60,12 +61,13 @@ def merge(
         key: The case.
         seed: Whose report it is.
         report: Flat keys, as ``wsflow evaluate`` writes them.
-        origin: What made it; figures of other seeds are dropped if their ``settings`` were others.
+        origin: What made it; figures of other seeds are dropped if their ``settings`` differ.
         published: Figures to stand beside these.
     """
-    results, old = read_results(path), {}
-    if results.get(key, {}).get("origin", {}).get("settings") == origin.get("settings"):
-        old = results[key]
+    results = read_results(path)
+    old = results.get(key, {})
+    if differing(old.get("origin", {}).get("settings", {}), origin["settings"]):
+        old = {}
     values = {name: _round(v) for name, v in report.items() if KEPT.fullmatch(name) and isinstance(v, (int, float))}
     by_seed = dict(sorted((old.get("by_seed", {}) | {str(seed): values}).items(), key=lambda item: int(item[0])))
     found: dict[str, Any] = {name: _round(fmean(each)) for name, each in _columns(by_seed).items()}
@@ -74,6 +76,11 @@ def merge(
     found |= {"by_seed": by_seed, "published": dict(published or {})}
     found["origin"] = {**origin, "seeds": [int(s) for s in by_seed], "commit": commit(), "hardware": hardware(report)}
     _write(Path(path), {**results, key: found})
+
+
+def differing(known: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of the settings in which two records differ; what one does not have is unknown, and no difference."""
+    return sorted(name for name in known.keys() & now.keys() if known[name] != now[name])
 
 
 def hardware(report: Mapping[str, Any] | None = None) -> str:
