@@ -200,6 +200,15 @@ def test_one_line_says_what_is_wrong(before, after, message, bands, tmp_path, er
         assert "no point x; points are plain, sweep" in error_of(["experiment", bands.name, "--points", "x"])
 
 
+@pytest.mark.parametrize("text", ['{"a": ', "[]", '{"a": [1]}', '{"a": {"by_seed": []}}', '{"a": {"origin": 1}}'])
+def test_damaged_results_are_told_of_before_anything_runs(text, bands, tmp_path, error_of):
+    (tmp_path / "results.json").write_text(text)
+    for command in ("experiment", "table"):
+        assert "results.json is no file of results" in error_of([command, bands.name, "--results", "results.json"])
+    assert not (tmp_path / "runs").exists()
+    assert (tmp_path / "results.json").read_text() == text
+
+
 def test_figures_of_other_settings_are_not_averaged(tmp_path):
     file = tmp_path / "results.json"
     for seed, accuracy, steps in ((0, 0.5, 4), (1, 0.7, 4), (1, 0.9, 8)):

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from wsflow.commands.experiment_file import Case, cases, read_experiment
-from wsflow.commands.results import differing, merge
+from wsflow.commands.results import differing, merge, read_results
 from wsflow.commands.run import read_timing, shown
 from wsflow.commands.table import draw, tables
 from wsflow.zoo import file_hash
@@ -64,10 +64,12 @@ def experiment(
         fit_only: Whether to stop after the trainings.
 
     Raises:
-        ValueError: where a file, a config, a point or the finished training to begin with is missing, or a run folder
-            holds a training of other settings.
+        ValueError: where a file, a config, a point or the finished training to begin with is missing, the results
+            are damaged, or a run folder holds a training of other settings.
     """
     plans = [(read_experiment(file), Path(file), _chosen(file, points)) for file in files]
+    if not fit_only:
+        read_results(results)  # a file that cannot be read is told of before hours of training
     for plan, file, chosen in plans:
         judged = split or plan.split
         for seed in plan.seeds if seeds is None else seeds:

@@ -37,12 +37,27 @@ KEPT = re.compile(
 """Metrics of a report that are kept: not the dispersion of single tensors, nor what is 1 by definition."""
 
 DIGITS = 6
+PARTS = ("origin", "by_seed", "published", "spread", "methods")
+"""What of a case is an object, if it is there; ``methods`` in the results of comparisons."""
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
-    """Everything kept so far; empty where there is no file."""
+    """Everything kept so far, by case; empty where there is no file.
+
+    Raises:
+        ValueError: where the file holds anything else.
+    """
     path = Path(path)
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is no file of results, not even JSON ({error}): mend it or name another") from error
+    cases = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(case, dict) and all(isinstance(case.get(n, {}), dict) for n in PARTS) for case in cases):
+        raise ValueError(
+            f"{path} is no file of results, which holds an object for each case with objects for "
+            f"{', '.join(PARTS)}: mend it or name another"
+        )
     return found
 
 
