@@ -47,6 +47,15 @@ def test_two_processes_generate_what_one_does(trained, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_fewer_networks_than_processes_are_one_line(trained, tmp_path):
+    common = ["predict", "--ckpt_path", str(trained), "--accelerator", "cpu", "--out", str(tmp_path / "samples")]
+    for extra in (["--n", "1"], ["--n", "3", "--shard", "0/2"]):
+        status, output = finish(start([*common, *extra, "--devices", "2"]))
+        assert status == 1
+        assert "wsflow: error: 1 networks cannot be shared by 2 processes" in output
+        assert "Traceback" not in output
+
+
 @pytest.fixture
 def fit(command, tmp_path):
     """Arguments of a fit with a result in a folder of that name."""
