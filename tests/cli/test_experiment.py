@@ -152,6 +152,13 @@ def test_a_training_begins_with_the_weights_of_another(run, bands, tmp_path, err
     for name, value in before.items():
         assert torch.equal(after[name], value), name
 
+    times = [json.loads((place.parent / "timing.json").read_text()) for place in places]
+    assert "fit_before" not in times[0]
+    assert times[1]["fit_before"] == times[0]["fit"]
+    kept = read_results("results.json")["bands_more"]
+    assert kept["timing.fit_before"] == pytest.approx(times[0]["fit"], rel=1e-5)
+    assert kept["timing.fit"] == pytest.approx(times[1]["fit"], rel=1e-5)
+
     records = [place.parent / "experiment.json" for place in places]
     base, record = (json.loads(file.read_text()) for file in records)
     del record["fit"]["settings"]["weights"]  # as records of before have none

@@ -10,6 +10,7 @@ import torch
 
 import wsflow
 from wsflow.cli import main
+from wsflow.commands.run import read_timing
 from wsflow.fields import SelfConditioned
 from wsflow.flow import Sampler, SnapshotPath
 from wsflow.losses import Fisher, FunctionalTerm, PerTensor
@@ -110,6 +111,11 @@ def test_a_training_begins_with_the_weights_of_a_checkpoint(command, trained, tm
     for name, value in before["state_dict"].items():
         assert torch.equal(after["state_dict"][name], value), name
     assert after["global_step"] == 8  # it counts its own steps
+    again = tmp_path / "again"
+    last = str(tmp_path / "run/checkpoints/last.ckpt")
+    assert main([*run, "--weights", last, "--trainer.default_root_dir", str(again)]) == 0
+    first, second, third = (read_timing(folder) for folder in (trained.parents[1], tmp_path / "run", again))
+    assert third["fit_before"] == pytest.approx(first["fit"] + second["fit"])
 
     other = command("fit", "--weights", str(trained), "--trainer.default_root_dir", str(tmp_path / "other"))
     assert "do not fit this model's field" in error_of([*other, "--model.field.init_args.width", "16"])

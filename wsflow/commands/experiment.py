@@ -190,11 +190,11 @@ def _run_stages(plan: Iterator[Stage], place: Path, run: Callable[[list[str]], N
 
 
 def _report(case: Case, place: Path, split: str) -> dict[str, Any]:
-    """What evaluate wrote, with the time of the training."""
+    """What evaluate wrote, with the time of the training, and of those that gave the weights it began with."""
     folder = _target(case, place, split)
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    times = {f"timing.{name}": value for name, value in read_timing(place).items() if name in ("collect", "fit")}
-    return report | times
+    times = {name: value for name, value in read_timing(place).items() if name in ("collect", "fit", "fit_before")}
+    return report | {f"timing.{name}": value for name, value in times.items()}
 
 
 def _origin(case: Case, file: Path, commands: list[str]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ KEPT = re.compile(
     r"|samples\.(nn_ratio\.(function|weight)|z_u|dispersion)"
     r"|best_single\.\w+"
     r"|baselines\.\w+(\.function_matched)?\.(accuracy|loss|mse|nn_ratio\.(function|weight))"
-    r"|timing\.(collect|fit|predict|evaluate|seconds_per_network)"
+    r"|timing\.(collect|fit|fit_before|predict|evaluate|seconds_per_network)"
 )
 """Metrics of a report that are kept: not the dispersion of single tensors, nor what is 1 by definition."""
 
