@@ -49,7 +49,7 @@ from wsflow.callbacks import FailTogether, Preemption
 from wsflow.checkpoint import take_weights
 from wsflow.commands import parsers
 from wsflow.commands.errors import one_line
-from wsflow.commands.run import read_timing, record_timing, run_loggers, shown
+from wsflow.commands.run import read_timing, record_timing, run_folder, run_loggers, shown
 from wsflow.module import FlowMatchingModule
 from wsflow.zoo import ZooDataModule, parse_share, share_from_environment
 from wsflow.zoo.write import MANIFEST
@@ -161,6 +161,9 @@ class WsflowCLI(LightningCLI):
         resumed = self._ckpt_path is not None and (self._ckpt_path != "last" or last)
         if (weights := self._get(self.config, "weights")) is not None and not resumed:
             take_weights(self.model, read_checkpoint(weights))
+            times = read_timing(run_folder(weights))
+            if "fit" in times and self.trainer.is_global_zero and not self._fast:
+                record_timing(root, fit_before=times["fit"] + times.get("fit_before", 0.0))
         self._collect(root)
         self._begin = time.perf_counter()
 

@@ -107,7 +107,7 @@ class FlowMatchingModule(LightningModule):
     """
 
     calibrated: Tensor
-    loss_weight: Tensor
+    loss_weight: Tensor | None
 
     def __init__(
         self,
@@ -148,8 +148,6 @@ class FlowMatchingModule(LightningModule):
         self.functional, self.weighting = functional, weighting
         if isinstance(functional, RolloutTerm) and isinstance(self.field, SelfConditioned):
             raise ValueError("RolloutTerm follows a flow of states alone: leave it out, or SelfConditioned")
-        if weighting is not None:
-            self.register_buffer("loss_weight", torch.ones(self.geometry.dim))
         if isinstance(self.path, SnapshotPath) and isinstance(self.parametrization, Endpoint):
             raise ValueError("SnapshotPath does not lead straight to the endpoint; choose the Velocity parametrization")
         self.optimizer, self.scheduler = optimizer, scheduler
@@ -158,6 +156,7 @@ class FlowMatchingModule(LightningModule):
         self.request: Request | None = None
         self._loader_state: Any = None
         self.register_buffer("calibrated", torch.tensor(False))
+        self.register_buffer("loss_weight", None, persistent=False)  # of a training, not of the trained weights
 
     def draw(self, batch: ZooBatch, generator: torch.Generator) -> PathSample:
         """States between the prior and the networks of a batch, with times and velocities."""
@@ -181,6 +180,8 @@ class FlowMatchingModule(LightningModule):
         loss = self._flow_loss(sample, output).mean()
         parts = {"flow_loss": loss.detach()}
         if self.weighting is not None:
+            if self.loss_weight is None:
+                raise ValueError("the loss has no weights yet: call calibrate, or fit with a ZooDataModule, which does")
             loss = self._flow_loss(sample, output, self.loss_weight).mean()
             parts["weighted_loss"] = loss.detach()
         if self.functional is not None:
@@ -240,7 +241,7 @@ class FlowMatchingModule(LightningModule):
         return Generation(*parts, seed, self.device, self.conditioning, request)
 
     @torch.no_grad()
-    def calibrate(self, batch: ZooBatch, task: Any = None) -> None:
+    def calibrate(self, batch: ZooBatch, task: Any = None, trained: bool = False) -> None:
         """Set the field's preconditioning and the loss's weights; :meth:`on_fit_start` does so by itself.
 
         Warns where the pairs of the coupling start elsewhere than the prior, since samples will start at the prior.
@@ -248,6 +249,7 @@ class FlowMatchingModule(LightningModule):
         Args:
             batch: Trained networks.
             task: The base task, for weightings that need it.
+            trained: Whether the field keeps its preconditioning, as one that has been trained must.
         """
         generator = self._generator(CALIBRATION)
         if self.conditioning is not None and not self.conditioning.fitted and batch.label is not None:
@@ -257,12 +259,13 @@ class FlowMatchingModule(LightningModule):
         parts = [self.draw(batch.rows(cut), generator) for cut in cuts]
         states = torch.cat([part.x_t for part in parts])
         targets = torch.cat([self.parametrization.target(self.geometry, part) for part in parts])
-        self.field.calibrate(states, targets)
-        self.calibrated.fill_(True)
+        if not trained:
+            self.field.calibrate(states, targets)
+            self.calibrated.fill_(True)
         x0, x1 = (torch.cat(ends) for ends in zip(*((part.x0, part.x1) for part in parts), strict=True))
         compare_with_prior(self.prior, self.coupling, self.geometry, x0, generator)
         if self.weighting is not None:
-            self.loss_weight.copy_(self.weighting(self.geometry, x0, x1, task, generator))
+            self.loss_weight = self.weighting(self.geometry, x0, x1, task, generator)
 
     def setup(self, stage: str) -> None:
         """Let prior, latent space, field and functional term know what they need of training runs and base task."""
@@ -282,11 +285,11 @@ class FlowMatchingModule(LightningModule):
                 rank_zero_warn(UNALIGNED, category=UserWarning)
 
     def on_fit_start(self) -> None:
-        """Calibrate the field once, on networks that the data module gives; the same on every rank."""
+        """Calibrate on networks of the data module: the field once, the loss in every fit; alike on every rank."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        if not self.calibrated and hasattr(data, "calibration"):
+        if hasattr(data, "calibration") and not (self.calibrated and self.weighting is None):
             batch = data.calibration(CALIBRATION_NETWORKS).to(self.device)
-            self.calibrate(batch, getattr(data, "task", None))
+            self.calibrate(batch, getattr(data, "task", None), trained=bool(self.calibrated))
 
     def on_train_start(self) -> None:
         """Let a resumed training go on with the batch that comes next.
@@ -317,8 +320,7 @@ class FlowMatchingModule(LightningModule):
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Networks (n, D) of sample indices ``batch`` (n,); ``self.sampler`` and ``self.sample_seed`` say how."""
-        size = max(1, len(batch))
-        return self.sample(batch.tolist(), self.sample_seed, self.sampler, size, request=self.request)
+        return self.sample(batch.tolist(), self.sample_seed, self.sampler, max(1, len(batch)), request=self.request)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and its schedule over the steps of the whole training."""
@@ -351,16 +353,15 @@ class FlowMatchingModule(LightningModule):
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._loader_state = checkpoint.get("train_loader")
             differing = sorted(name for name in {*stored, *self.hparams} if stored.get(name) != self.hparams.get(name))
-            if differing:
-                rank_zero_warn(
-                    f"the training goes on with other settings than the checkpoint's: {', '.join(differing)}"
-                )
+            if names := ", ".join(differing):
+                rank_zero_warn(f"the training goes on with other settings than the checkpoint's: {names}")
         if "_instantiator" in stored and "_instantiator" not in self.hparams:
             self.hparams.clear()
             self.hparams.update(stored)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As every module does; weights that do not fit are a ValueError of one line."""
+        """As every module does, but for loss weights of old checkpoints; what does not fit is a one-line ValueError."""
+        state_dict = {name: value for name, value in state_dict.items() if name != "loss_weight"}
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
@@ -391,9 +392,8 @@ class FlowMatchingModule(LightningModule):
             purpose: What is drawn, and in which epoch.
         """
         count, part = len(batch.x1), batch_idx * self.trainer.world_size + self.global_rank
-        places = (
-            loader.places(batch_idx)[:count] if hasattr(loader, "places") else range(part * count, (part + 1) * count)
-        )
+        given = hasattr(loader, "places")
+        places = loader.places(batch_idx)[:count] if given else range(part * count, (part + 1) * count)
         return RowGenerator.make(self.seed, places, purpose, [batch_idx])
 
     def _generator(self, *keys: int) -> torch.Generator:

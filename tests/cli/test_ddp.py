@@ -29,6 +29,7 @@ trainer:
 model:
   path: {class_path: GeodesicPath, init_args: {sigma: 0.01}}
   functional: {class_path: RolloutTerm, init_args: {batch_size: 32, steps: 3, every: 2}}
+  weighting: {class_path: Fisher, init_args: {networks: 4, points: 4}}
 data:
   permute: true
 """
@@ -44,6 +45,15 @@ def test_two_processes_generate_what_one_does(trained, tmp_path):
     assert torch.equal(one.run, two.run)
     torch.testing.assert_close(one.theta, two.theta, rtol=1e-5, atol=1e-5)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_fewer_networks_than_processes_are_one_line(trained, tmp_path):
+    common = ["predict", "--ckpt_path", str(trained), "--accelerator", "cpu", "--out", str(tmp_path / "samples")]
+    for extra in (["--n", "1"], ["--n", "3", "--shard", "0/2"]):
+        status, output = finish(start([*common, *extra, "--devices", "2"]))
+        assert status == 1
+        assert "wsflow: error: 1 networks cannot be shared by 2 processes" in output
+        assert "Traceback" not in output
 
 
 @pytest.fixture

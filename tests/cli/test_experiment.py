@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from wsflow.cli import add_links, main
-from wsflow.commands.experiment import stages
+from wsflow.commands.experiment import _origin, stages
 from wsflow.commands.experiment_file import cases
 from wsflow.commands.results import merge, read_results
 from wsflow.commands.table import filled
@@ -152,6 +152,25 @@ def test_a_training_begins_with_the_weights_of_another(run, bands, tmp_path, err
     for name, value in before.items():
         assert torch.equal(after[name], value), name
 
+    times = [json.loads((place.parent / "timing.json").read_text()) for place in places]
+    assert "fit_before" not in times[0]
+    assert times[1]["fit_before"] == times[0]["fit"]
+    kept = read_results("results.json")["bands_more"]
+    assert kept["timing.fit_before"] == pytest.approx(times[0]["fit"], rel=1e-5)
+    assert kept["timing.fit"] == pytest.approx(times[1]["fit"], rel=1e-5)
+
+    records = [place.parent / "experiment.json" for place in places]
+    base, record = (json.loads(file.read_text()) for file in records)
+    del record["fit"]["settings"]["weights"]  # as records of before have none
+    records[1].write_text(json.dumps(record))
+    assert run("--seeds", "0", "--points", "more") == []
+    record["fit"]["settings"]["weights"] = "0"
+    records[1].write_text(json.dumps(record))
+    assert "other settings than the experiment's now (weights): remove it" in error_of(alone)
+    base["fit"]["done"] = False
+    records[0].write_text(json.dumps(base))
+    assert "run that first; there is no finished training that left" in error_of(alone)
+
 
 def test_validation_figures_are_shown_and_not_kept(run, tmp_path):
     run("--seeds", "0", "--points", "plain", "--split", "val")
@@ -159,7 +178,8 @@ def test_validation_figures_are_shown_and_not_kept(run, tmp_path):
 
 
 def test_the_flow_of_one_width_is_sampled_at_another(run, bands, tmp_path):
-    text = bands.read_text() + "transfer: zoos/wide\ntransfer_configs: [fit.yaml]\n"
+    text = bands.read_text().replace("overrides: {", "overrides: {model.weighting: PerTensor, ")
+    text += "transfer: zoos/wide\ntransfer_configs: [fit.yaml]\n"
     bands.write_text(text + "transfer_overrides: {data.task.init_args.hidden: 5}\n")
     stages = ["fit", "collect", "transfer", "predict", "evaluate"]
     assert run("--seeds", "0", "--points", "plain") == stages
@@ -187,19 +207,61 @@ def test_one_line_says_what_is_wrong(before, after, message, bands, tmp_path, er
         assert "no point x; points are plain, sweep" in error_of(["experiment", bands.name, "--points", "x"])
 
 
+@pytest.mark.parametrize("text", ['{"a": ', "[]", '{"a": [1]}', '{"a": {"by_seed": []}}', '{"a": {"origin": 1}}'])
+def test_damaged_results_are_told_of_before_anything_runs(text, bands, tmp_path, error_of):
+    (tmp_path / "results.json").write_text(text)
+    for command in ("experiment", "table"):
+        assert "results.json is no file of results" in error_of([command, bands.name, "--results", "results.json"])
+    assert not (tmp_path / "runs").exists()
+    assert (tmp_path / "results.json").read_text() == text
+
+
 def test_figures_of_other_settings_are_not_averaged(tmp_path):
     file = tmp_path / "results.json"
     for seed, accuracy, steps in ((0, 0.5, 4), (1, 0.7, 4), (1, 0.9, 8)):
-        merge(file, "a", seed, {"samples.accuracy": accuracy, "samples.dispersion.w": 1.0}, {"settings": steps})
-        merge(file, "b", seed, {"samples.accuracy": accuracy}, {"settings": "same"})
+        report = {"samples.accuracy": accuracy, "samples.dispersion.w": 1.0}
+        merge(file, "a", seed, report, {"settings": {"steps": steps}})
+        merge(file, "b", seed, {"samples.accuracy": accuracy}, {"settings": {"n": 1}})
     found = read_results(file)
     assert (found["a"]["samples.accuracy"], found["a"]["origin"]["seeds"]) == (0.9, [1])
     assert (found["b"]["samples.accuracy"], found["b"]["origin"]["seeds"]) == (0.7, [0, 1])
     assert "samples.dispersion.w" not in found["a"]
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        "noise: 0.5",
+        "power: 3.0",
+        "weights_of: another",
+        "transfer: zoos/wide",
+        "transfer_configs: [fit.yaml]",
+        "transfer_overrides: {data.batch_size: 4}",
+        "content",
+    ],
+)
+def test_seeds_are_averaged_where_no_known_setting_differs(bands, tmp_path, other):
+    def add(seed: int, **unknown: None) -> list[int]:
+        (case, *_) = cases(bands)
+        origin = _origin(case, bands, [])
+        kept = {name: value for name, value in origin["settings"].items() if name not in unknown}
+        merge("results.json", case.key, seed, {"samples.accuracy": 0.5}, {**origin, "settings": kept})
+        return read_results("results.json")[case.key]["origin"]["seeds"]
+
+    names = ("noise", "power", "weights_of", "transfer", "transfer_configs", "transfer_overrides", "contents")
+    assert add(0, **dict.fromkeys(names)) == [0]  # as figures of before are kept
+    assert add(1) == [0, 1]
+    (tmp_path / "fit.yaml").write_text("# a comment\n" + FIT)
+    assert add(2) == [0, 1, 2]
+    if other == "content":
+        (tmp_path / "fit.yaml").write_text(FIT.replace("width: 8", "width: 16"))
+    else:
+        bands.write_text(bands.read_text() + other + "\n")
+    assert add(3) == [3]
+
+
 def test_a_page_is_brought_up_to_date(bands, tmp_path):
-    merge("results.json", "bands_plain", 0, {"samples.accuracy": 0.8765, "samples.z_u": 1.234}, {"settings": 0})
+    merge("results.json", "bands_plain", 0, {"samples.accuracy": 0.8765, "samples.z_u": 1.234}, {"settings": {}})
     page = tmp_path / "page.md"
     page.write_text("# Results\n\n<!-- table: bands.yaml -->\nold\n<!-- end -->\n\nend\n")
     assert main(["table", "--page", str(page), "--results", "results.json"]) == 0

@@ -57,6 +57,16 @@ def tensors(value, prefix=""):
     return {k: v for name, item in items for k, v in tensors(item, f"{prefix}/{name}").items()}
 
 
+def test_a_training_goes_on_with_batches_of_the_same_size_alone(command, error_of, tmp_path):
+    first = command("fit", "--trainer.max_epochs", "1")
+    assert main(first) == 0
+    before = (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
+    more = [*first, "--trainer.max_epochs", "2", "--ckpt_path", "last"]
+    assert "had batches of 8 networks" in error_of([*more, "--data.batch_size", "4"])
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert main(more) == 0
+
+
 @pytest.mark.parametrize("saving", SAVING)
 def test_a_killed_fit_resumes_exactly(saving, command, tmp_path, package):
     (package / "killing_plugin.py").write_text(KILLER)

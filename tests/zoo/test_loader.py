@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from itertools import chain
 
 import pytest
@@ -44,6 +45,25 @@ def test_a_loader_may_begin_at_a_later_epoch():
     loader = make(shuffle=True)
     seen(loader)
     assert seen(make(shuffle=True, first_epoch=1)) == seen(loader)
+
+
+@pytest.mark.parametrize(
+    ("world", "size", "advice"),
+    [
+        (1, 3, "1 process(es) with batch_size 3 have 3: pass --data.batch_size 4"),
+        (2, 4, "2 process(es) with batch_size 4 have 8: pass --data.batch_size 2"),
+        (3, 4, "use a number of processes that divides 4"),
+    ],
+)
+def test_a_loader_goes_on_with_batches_of_the_same_size_alone(world, size, advice):
+    left = make(shuffle=True)
+    list(left)
+    state, other = left.state_dict(), make(shuffle=True, batch_size=size, world=world)
+    with pytest.raises(ValueError, match=re.escape(advice)):
+        other.load_state_dict(state)
+    del state["networks"]  # as older states are
+    other.load_state_dict(state)
+    make(shuffle=True, batch_size=2, world=2).load_state_dict(left.state_dict())
 
 
 def test_passes_make_longer_epochs():

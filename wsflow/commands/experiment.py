@@ -2,22 +2,26 @@
 
 Each stage is a command line of wsflow, so that what is recorded can be run by hand.  A case trains in
 ``runs/experiments/CASE/seed_S``; ``experiment.json`` there says which stages are done and with which settings.  A stage
-that is done is skipped, an interrupted training goes on from its last checkpoint, and a training of other settings is
-refused.
+that is done is skipped, an interrupted training goes on from its last checkpoint, and a training of other settings, or
+begun with other weights, is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import yaml
+
 from wsflow.commands.experiment_file import Case, cases, read_experiment
-from wsflow.commands.results import merge
+from wsflow.commands.results import differing, merge, read_results
 from wsflow.commands.run import read_timing, shown
 from wsflow.commands.table import draw, tables
+from wsflow.zoo import file_hash
 
 RECORD = "experiment.json"
 STEPS, NETWORKS, CHECKPOINT = 16, 400, "last"
@@ -60,18 +64,21 @@ def experiment(
         fit_only: Whether to stop after the trainings.
 
     Raises:
-        ValueError: where a file, a config, a point or the weights to begin with are missing, or a run folder holds a
-            training of other settings.
+        ValueError: where a file, a config, a point or the finished training to begin with is missing, the results
+            are damaged, or a run folder holds a training of other settings.
     """
     plans = [(read_experiment(file), Path(file), _chosen(file, points)) for file in files]
+    if not fit_only:
+        read_results(results)  # a file that cannot be read is told of before hours of training
     for plan, file, chosen in plans:
         judged = split or plan.split
         for seed in plan.seeds if seeds is None else seeds:
             for case in chosen:
                 place = Path(folder, case.trained, f"seed_{seed}")
-                if (before := case.point.weights_of) and not (weights := _weights(case, place)).is_file():
+                if (before := case.point.weights_of) and not _finished(weights := _weights(case, place)):
                     raise ValueError(
-                        f"{case.key} begins with the weights of {before}: run that first; there is no {weights}"
+                        f"{case.key} begins with the weights of {before}: run that first; there is no finished "
+                        f"training that left {weights}"
                     )
                 done = _run_stages(stages(case, place, seed, judged, plan.baselines, fit_only), place, run)
                 if fit_only:
@@ -103,9 +110,13 @@ def stages(
     point = case.point
     configs = [part for path in case.configs for part in ("-c", str(path))]
     options = [f"--{name}={_text(value)}" for name, value in point.overrides.items()]
-    options += [f"--weights={_weights(case, place)}"] if point.weights_of else []
+    begun: dict[str, str] = {}
+    if point.weights_of:
+        weights = _weights(case, place)
+        options += [f"--weights={weights}"]
+        begun = {"weights": file_hash(weights)} if weights.is_file() else {}
     training = ["fit", *configs, *options, "--seed_everything", str(seed), "--trainer.default_root_dir", str(place)]
-    yield Stage("fit", training, {"options": [*options, str(seed)], **_contents(case.configs)})
+    yield Stage("fit", training, {"options": [*options, str(seed)], **begun, **_contents(case.configs)})
     if fit_only:
         return
     checkpoint, target = place / "checkpoints" / f"{point.checkpoint or CHECKPOINT}.ckpt", _target(case, place, split)
@@ -149,6 +160,11 @@ def _weights(case: Case, place: Path) -> Path:
     return place.parent.parent / str(case.point.weights_of) / place.name / "checkpoints" / f"{CHECKPOINT}.ckpt"
 
 
+def _finished(checkpoint: Path) -> bool:
+    """Whether an experiment's training is done and has left this checkpoint."""
+    return checkpoint.is_file() and _read(checkpoint.parents[1]).get("fit", {}).get("done", False)
+
+
 def _run_stages(plan: Iterator[Stage], place: Path, run: Callable[[list[str]], None]) -> list[str]:
     """Run what is not done; the commands of all."""
     commands, again = [], False
@@ -156,12 +172,13 @@ def _run_stages(plan: Iterator[Stage], place: Path, run: Callable[[list[str]], N
         commands.append(shlex.join(["wsflow", *stage.arguments]))
         record = _read(place)
         known = record.get(stage.name, {})
-        if stage.name == "fit" and known and known["settings"] != stage.settings:
+        other = differing(known.get("settings", {}), stage.settings)  # older records have no hash of weights
+        if stage.name == "fit" and other:
             raise ValueError(
-                f"{place} holds a training of other settings than the experiment's now: remove it or choose another "
-                "--folder"
+                f"{place} holds a training of other settings than the experiment's now ({', '.join(other)}): remove it "
+                "or choose another --folder"
             )
-        if known.get("done") and known["settings"] == stage.settings and not again:
+        if known.get("done") and not other and not again:
             continue
         goes_on = stage.name == "fit" and any(place.glob("checkpoints/*.ckpt"))
         _write(place, record | {stage.name: {"settings": stage.settings, "done": False}})
@@ -173,11 +190,11 @@ def _run_stages(plan: Iterator[Stage], place: Path, run: Callable[[list[str]], N
 
 
 def _report(case: Case, place: Path, split: str) -> dict[str, Any]:
-    """What evaluate wrote, with the time of the training."""
+    """What evaluate wrote, with the time of the training, and of those that gave the weights it began with."""
     folder = _target(case, place, split)
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    times = {f"timing.{name}": value for name, value in read_timing(place).items() if name in ("collect", "fit")}
-    return report | times
+    times = {name: value for name, value in read_timing(place).items() if name in ("collect", "fit", "fit_before")}
+    return report | {f"timing.{name}": value for name, value in times.items()}
 
 
 def _origin(case: Case, file: Path, commands: list[str]) -> dict[str, Any]:
@@ -189,6 +206,13 @@ def _origin(case: Case, file: Path, commands: list[str]) -> dict[str, Any]:
         "steps": point.steps or STEPS,
         "solver": point.solver or "Euler",
         "checkpoint": point.checkpoint or CHECKPOINT,
+        "noise": point.noise or 0.0,
+        "power": point.power or 1.0,
+        "weights_of": point.weights_of,
+        "transfer": point.transfer,
+        "transfer_configs": [shown(path) for path in case.transfer_configs],
+        "transfer_overrides": point.transfer_overrides,
+        "contents": _fingerprint([*case.configs, *case.transfer_configs]),
     }
     command = shlex.join(["wsflow", "experiment", str(file)])
     return {"command": command, "split": "test", "settings": settings, "stages": commands}
@@ -202,6 +226,12 @@ def _show(case: Case, seed: int, report: Mapping[str, Any]) -> None:
 
 def _contents(configs: Sequence[Path]) -> dict[str, Any]:
     return {"configs": {path.name: path.read_text() for path in configs}}
+
+
+def _fingerprint(configs: Sequence[Path]) -> str:
+    """A hash of what configs say, whatever their comments."""
+    said = [yaml.safe_load(path.read_text()) for path in configs]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _text(value: Any) -> str:

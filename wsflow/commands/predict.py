@@ -127,6 +127,11 @@ def predict(
     )
     trainer.callbacks.append(Preemption())  # type: ignore[attr-defined]
     indices = range(n) if part is None else part.indices
+    if len(indices) < trainer.world_size:
+        raise ValueError(
+            f"{len(indices)} networks cannot be shared by {trainer.world_size} processes: use fewer processes or "
+            "generate more networks"
+        )
     if batch_size is None:
         batch_size = planned(module, trainer, indices, memory)
     loader = DataLoader[int](indices, batch_size=batch_size)  # type: ignore[arg-type]

@@ -10,7 +10,8 @@
         "origin": {"command": ..., "seeds": [0], "split": "test", "settings": ..., "stages": ..., "commit": ...,
                    "hardware": ...}}}                  # stages, commit and hardware: of the seed that ran last
 
-A seed that is run again replaces its own figures; the other seeds' stay, unless the settings have changed.
+A seed that is run again replaces its own figures; the other seeds' stay, unless the settings have changed.  Settings
+that were not kept when figures were taken are unknown, and taken to be the same.
 """
 
 from __future__ import annotations
@@ -31,17 +32,32 @@ KEPT = re.compile(
     r"|samples\.(nn_ratio\.(function|weight)|z_u|dispersion)"
     r"|best_single\.\w+"
     r"|baselines\.\w+(\.function_matched)?\.(accuracy|loss|mse|nn_ratio\.(function|weight))"
-    r"|timing\.(collect|fit|predict|evaluate|seconds_per_network)"
+    r"|timing\.(collect|fit|fit_before|predict|evaluate|seconds_per_network)"
 )
 """Metrics of a report that are kept: not the dispersion of single tensors, nor what is 1 by definition."""
 
 DIGITS = 6
+PARTS = ("origin", "by_seed", "published", "spread", "methods")
+"""What of a case is an object, if it is there; ``methods`` in the results of comparisons."""
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
-    """Everything kept so far; empty where there is no file."""
+    """Everything kept so far, by case; empty where there is no file.
+
+    Raises:
+        ValueError: where the file holds anything else.
+    """
     path = Path(path)
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is no file of results, not even JSON ({error}): mend it or name another") from error
+    cases = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(case, dict) and all(isinstance(case.get(n, {}), dict) for n in PARTS) for case in cases):
+        raise ValueError(
+            f"{path} is no file of results, which holds an object for each case with objects for "
+            f"{', '.join(PARTS)}: mend it or name another"
+        )
     return found
 
 
@@ -60,12 +76,13 @@ def merge(
         key: The case.
         seed: Whose report it is.
         report: Flat keys, as ``wsflow evaluate`` writes them.
-        origin: What made it; figures of other seeds are dropped if their ``settings`` were others.
+        origin: What made it; figures of other seeds are dropped if their ``settings`` differ.
         published: Figures to stand beside these.
     """
-    results, old = read_results(path), {}
-    if results.get(key, {}).get("origin", {}).get("settings") == origin.get("settings"):
-        old = results[key]
+    results = read_results(path)
+    old = results.get(key, {})
+    if differing(old.get("origin", {}).get("settings", {}), origin["settings"]):
+        old = {}
     values = {name: _round(v) for name, v in report.items() if KEPT.fullmatch(name) and isinstance(v, (int, float))}
     by_seed = dict(sorted((old.get("by_seed", {}) | {str(seed): values}).items(), key=lambda item: int(item[0])))
     found: dict[str, Any] = {name: _round(fmean(each)) for name, each in _columns(by_seed).items()}
@@ -74,6 +91,11 @@ def merge(
     found |= {"by_seed": by_seed, "published": dict(published or {})}
     found["origin"] = {**origin, "seeds": [int(s) for s in by_seed], "commit": commit(), "hardware": hardware(report)}
     _write(Path(path), {**results, key: found})
+
+
+def differing(known: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of the settings in which two records differ; what one does not have is unknown, and no difference."""
+    return sorted(name for name in known.keys() & now.keys() if known[name] != now[name])
 
 
 def hardware(report: Mapping[str, Any] | None = None) -> str:

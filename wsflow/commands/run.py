@@ -1,6 +1,7 @@
 """A run folder: ``checkpoints/``, logs, configs, samples, reports, and ``timing.json``.
 
-Every command adds its seconds to ``timing.json``, and ``evaluate`` puts them in its report.
+Every command adds its seconds to ``timing.json``, and ``evaluate`` puts them in its report.  ``fit_before`` there are
+those of the trainings, one after another, that gave the weights a training began with.
 """
 
 from __future__ import annotations

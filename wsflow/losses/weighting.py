@@ -18,7 +18,8 @@ weighted inner product is that of a product metric and does not depend on the ax
 *Scale.*  With :math:`m_i` the mean square of coordinate i of :math:`\log_{x_0} x_1`, weights are scaled to
 :math:`\sum_i w_i m_i = \sum_i m_i`: the loss of a field that gives zero is that of plain flow matching.
 
-Weights are computed once, when training begins, from train networks and train data, and saved with the model.
+Weights are computed whenever a fit begins, from train networks and train data with draws of their own, so that a
+training that goes on has those it had.  They are no part of a checkpoint.
 """
 
 from __future__ import annotations

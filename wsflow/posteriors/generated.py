@@ -59,7 +59,7 @@ class FlowEnsemble(PosteriorMethod):
     def _fit_seconds(self, seed: int) -> dict[str, float]:
         file = Path(self.checkpoint.format(seed=seed)).parent.parent / "timing.json"
         times = json.loads(file.read_text()) if file.is_file() else {}
-        return {"flow.fit_seconds": float(times["fit"])} if "fit" in times else {}
+        return {f"flow.{name}_seconds": float(times[name]) for name in ("fit", "fit_before") if name in times}
 
 
 def part_seen(field: VectorField, task: BaseTask) -> float:

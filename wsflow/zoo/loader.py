@@ -96,11 +96,24 @@ class NetworkLoader:
         return range(first, first + self.batch_size * self.world, self.world)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which batch comes next."""
-        return {"epoch": self._epoch, "batch": self._batch}
+        """Which batch comes next, and how many networks the processes have in one together."""
+        return {"epoch": self._epoch, "batch": self._batch, "networks": self.world * self.batch_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the batch where :meth:`state_dict` was called."""
+        """Go on after the batch where :meth:`state_dict` was called.
+
+        Raises:
+            ValueError: where batches had another size, so that epochs and the learning rate's schedule had other steps.
+        """
+        had, size = state.get("networks"), self.world * self.batch_size  # older states do not say
+        if had not in (None, size):
+            advice = f"pass --data.batch_size {had // self.world}"
+            if had % self.world:
+                advice = f"use a number of processes that divides {had}"
+            raise ValueError(
+                f"the training that is to go on had batches of {had} networks, and {self.world} process(es) with "
+                f"batch_size {self.batch_size} have {size}: {advice}"
+            )
         self._epoch, self._batch, self._resumed = state["epoch"], state["batch"], True
 
     def _generator(self, *key: int) -> torch.Generator:
