@@ -291,13 +291,14 @@ def test_every_experiment_composes_and_parses(file, parser, monkeypatch):
     found = cases(file)
     assert found
     assert len({case.key for case in found}) == len(found)
-    # All points at once, each config and option where it comes first: a parse of every point takes minutes.
-    given: dict[str, list[str]] = {"fit": [], "collect": []}
+    # All points that begin with one config at once, each config and option where it comes first: a parse of every
+    # point takes minutes.
+    given: dict[tuple[str, str], list[str]] = {}
     for case in found:
         for name, *arguments in (stage.arguments for stage in stages(case, Path("place"), 0, "test")):
-            if name in given:
-                given[name] += arguments
-    for arguments in filter(None, given.values()):
+            if name in ("fit", "collect"):
+                given.setdefault((name, arguments[1]), []).extend(arguments)
+    for arguments in given.values():
         options = [arg for arg in arguments if arg.startswith("--") and "=" in arg]
         configs = [arg for arg in arguments if arg.endswith(".yaml")]
         parser.parse_args(
