@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -79,6 +80,16 @@ def refuse_other_space(stored: Mapping[str, Any], space: WeightSpace) -> None:
             f"the checkpoint was trained on networks {_name(stored['space'])}, "
             f"but this model is for {_name(space.description)}: another weight space"
         )
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """Raise ValueError where weights that are loaded within do not fit the model."""
+    try:
+        yield
+    except RuntimeError as error:
+        first = " ".join(str(error).split()[:40])
+        raise ValueError(f"the checkpoint's weights do not fit this model's field: {first} ...") from error
 
 
 def take_weights(module: HasWeights, checkpoint: Mapping[str, Any]) -> None:

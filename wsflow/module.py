@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from wsflow.checkpoint import describe_hyperparameters, fingerprints, refuse_other_space, refuse_undescribed
+from wsflow.checkpoint import describe_hyperparameters, fingerprints, fitting, refuse_other_space, refuse_undescribed
 from wsflow.description import DescriptionError, plain
 from wsflow.fields import (
     Conditioning,
@@ -360,13 +360,13 @@ class FlowMatchingModule(LightningModule):
             self.hparams.update(stored)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As every module does, but for loss weights of old checkpoints; what does not fit is a one-line ValueError."""
-        state_dict = {name: value for name, value in state_dict.items() if name != "loss_weight"}
-        try:
-            return super().load_state_dict(state_dict, strict, assign)
-        except RuntimeError as error:
-            first = " ".join(str(error).split()[:40])
-            raise ValueError(f"the checkpoint's weights do not fit this model's field: {first} ...") from error
+        """As every module does, or a ValueError of one line; a resumed training's field sees data of its own task."""
+        with fitting():
+            kept = {name: value for name, value in state_dict.items() if name != "loss_weight"}  # of old checkpoints
+            result = super().load_state_dict(kept, strict, assign)
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self.field.attach(getattr(getattr(self._trainer, "datamodule", None), "task", None))
+        return result
 
     def _predict(self, sample: PathSample, label: Tensor | None, estimate: bool = True) -> Tensor:
         return predict(self.field, self.parametrization, self.geometry, sample.x_t, sample.t, label, estimate)

@@ -158,3 +158,28 @@ def test_a_training_that_kept_no_last_checkpoint_is_not_begun_anew(command, trai
     assert "has best.ckpt and no last checkpoint" in error_of(command("fit", "--ckpt_path", "last"))
     assert (folder / "best.ckpt").read_bytes() == trained.read_bytes()
     assert [path.name for path in folder.iterdir()] == ["best.ckpt"]
+
+
+@pytest.mark.filterwarnings("ignore:the training goes on with other settings")
+@pytest.mark.parametrize("how", ["--weights", "--ckpt_path"])
+def test_an_informed_field_is_shown_what_its_own_settings_say(command, tmp_path, how):
+    """Data and filters are those of the training, not of the checkpoint that it begins or goes on with."""
+
+    def informed(epochs, points, damping, *extra):
+        field = "{class_path: NeuronTransformer, init_args: {width: 8, depth: 1, heads: 2}}"
+        settings = f"{{points: {points}, damping: [{damping}], field: {field}}}"
+        overlay = tmp_path / "informed.yaml"
+        overlay.write_text(f"model:\n  field: {{class_path: GradientInformed, init_args: {settings}}}\n")
+        place = ["--trainer.default_root_dir", str(tmp_path / str(points))]
+        assert main(command("fit", "-c", str(overlay), "--trainer.max_epochs", epochs, *place, *extra)) == 0
+        last = tmp_path / str(points) / "checkpoints" / "last.ckpt"
+        return last, torch.load(last, weights_only=True)["state_dict"]
+
+    path, before = informed("1", 16, 0.1)
+    _, after = informed("2", 24, 0.5, how, str(path))
+    _, alone = informed("1", 25, 0.5)
+    assert torch.equal(after["field.inputs"], alone["field.inputs"][:24])
+    assert torch.equal(after["field.targets"], alone["field.targets"][:24])
+    assert torch.equal(after["field.filters"], alone["field.filters"])
+    assert not torch.equal(after["field.filters"], before["field.filters"])
+    assert torch.equal(after["field.vector_scale"], before["field.vector_scale"])

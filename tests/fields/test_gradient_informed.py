@@ -261,6 +261,18 @@ def test_a_checkpoint_carries_parts_and_filters():
     assert torch.equal(other.sample(range(3)), module.sample(range(3)))
 
 
+def test_data_are_kept_where_no_task_has_other():
+    field = made(WeightSpace.from_description(describe([5, 4, 2])), points=3)
+    field.attach(None)
+    assert len(field.inputs) == 3
+
+
+def test_a_self_conditioned_field_within_is_refused_by_training():
+    inner = partial(SelfConditioned, field=partial(MLPField, width=8, depth=1))
+    with pytest.raises(ValueError, match="does not give SelfConditioned, the field within it, the estimate"):
+        made(WeightSpace.from_description(describe([5, 4, 2])), field=inner)
+
+
 def test_bad_parts_and_filters():
     space = WeightSpace.from_description(describe([5, 4, 2]))
     with pytest.raises(ValueError, match="need 300 train data points, and the task has 20"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wsflow.description import build
-from wsflow.fields import MLPField, NeuronTransformer, RelationalTransformer
+from wsflow.fields import GradientInformed, MLPField, NeuronTransformer, RelationalTransformer
 from wsflow.tasks import FashionMNISTHead
 from wsflow.tasks.head import with_state
 from wsflow.weightspace import WeightSpace
@@ -86,6 +87,22 @@ def test_fields_take_a_head(field: type) -> None:
     output = flow(x, torch.rand(2))
     assert output.shape == x.shape
     assert output.isfinite().all()
+
+
+@pytest.mark.parametrize("shown", ["features", "images"])
+def test_an_informed_field_sees_the_gradient_of_the_head(images: Tensor, shown: str) -> None:
+    """As the whole network has it, whether the data are images or what the head reads of them."""
+    task, labels = make(), torch.arange(30) % 3
+    inputs = task.features(images[:30]) if shown == "features" else images[:30]
+    task.load = lambda: dict.fromkeys(("train", "val", "test"), (inputs, labels))
+    field = GradientInformed(task.whole, field=partial(MLPField, width=8, depth=1), points=30)
+    field.attach(task)
+    theta = torch.randn(2, 15)
+    for row, found in zip(theta, field._raw_gradient(theta, torch.zeros(2)), strict=True):
+        network = task.whole.to_module(row)
+        nn.functional.cross_entropy(network(images[:30]), labels).backward()
+        expected = task.whole.flatten({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_resnet18_is_the_default() -> None:

@@ -31,13 +31,19 @@ field is then constant in t but for jumps at these times.
 *Symmetry.*  The loss does not change when hidden neurons are permuted, so its gradient moves as the weights do, and a
 field that is equivariant on stacks (:func:`wsflow.fields.stacks.stacked_space`) is so here.
 
-S travels with the checkpoint: sampling needs no data.  The loss is what the output says: cross-entropy after a softmax,
-squared error otherwise.
+S travels with the checkpoint: sampling needs no data.  A training that begins or goes on from a checkpoint takes S and
+filters anew, as its own task and settings say; scales stay those that the parameters were trained with.  The loss is
+what the output says: cross-entropy after a softmax, squared error otherwise.
+
+*The last layer of a frozen network.*  Where the task's data are what that layer reads
+(:class:`wsflow.tasks.FashionMNISTHead`), S holds these features, and the trunk does not run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
+from os.path import commonpath
 from typing import Any
 
 import torch
@@ -48,6 +54,7 @@ from torch.nn import functional as F
 from wsflow.fields.base import VectorField
 from wsflow.fields.curvature import filtered, input_blocks, input_filters
 from wsflow.fields.neuron_transformer import NeuronTransformer
+from wsflow.fields.self_conditioned import SelfConditioned
 from wsflow.fields.stacks import StackedField
 from wsflow.geometry import Geometry
 from wsflow.weightspace import WeightSpace
@@ -118,14 +125,22 @@ class GradientInformed(StackedField):
         object.__setattr__(self, "_geometry", geometry)
 
     def attach(self, task: Any) -> None:
-        """Take S from the train data of a base task (:class:`wsflow.tasks.BaseTask`), unless there is one already.
+        """Take S and filters from the train data of a base task (:class:`wsflow.tasks.BaseTask`), in place of others.
+
+        Without a task that has data, those that are there are kept.
 
         Raises:
-            ValueError: where there is no task, or one without data, or with too little for more than one part.
+            ValueError: where there is no task, or one without data, and no S; where the data is too little for more
+                than one part; for a SelfConditioned field within.
         """
-        if len(self.inputs):
-            return
+        if isinstance(self.field, SelfConditioned):
+            raise ValueError(
+                "GradientInformed does not give SelfConditioned, the field within it, the estimate that it needs; nor "
+                "can it be the field within SelfConditioned: leave one of the two out"
+            )
         if not getattr(task, "has_data", False):
+            if len(self.inputs):
+                return
             what = "there is none" if task is None else f"task {getattr(task, 'name', type(task).__name__)} has no data"
             raise ValueError(
                 f"GradientInformed needs the train data of the base task, and {what}; train with a data module whose "
@@ -218,10 +233,19 @@ class GradientInformed(StackedField):
         theta = x[:, : self.space.dim] if self._geometry is None else self._geometry.decode(x)
         if self.space.full_dim > self.space.dim:
             theta = batch_statistics(self.space, theta, inputs)
-        logits = self.space.forward(theta, inputs, apart)
+        logits = self._reader.forward(theta, inputs, apart)
         if self._classifies:
             return F.cross_entropy(logits.mT, targets.expand(logits.shape[:2]), reduction="none").mean(dim=1)
         return (logits - targets).square().flatten(1).mean(dim=1)
+
+    @property
+    def _reader(self) -> WeightSpace:
+        """The space whose networks take S: those of the field's space or, where S are its features, a last layer."""
+        shape, frozen = self.space.input_shape, "select" in (self.space.description or {})
+        if shape is None or not frozen or self.inputs[0].numel() == prod(shape):
+            return self.space
+        layers = [name.rpartition(".")[0].replace(".", "/") for name in self.space.names]
+        return self.space.layer(commonpath(layers).replace("/", "."))
 
     @property
     def _classifies(self) -> bool:

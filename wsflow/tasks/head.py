@@ -8,9 +8,7 @@ that ``flow.weight_space.to_module(theta)`` is the whole network with a generate
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -109,10 +107,7 @@ class FashionMNISTHead(ClassificationTask):
     @cached_property
     def space(self) -> WeightSpace:
         """The weight space of the head, whose networks take features."""
-        tail: nn.Module = self.whole.template.get_submodule(self.head)
-        for name in reversed(self.head.split(".")):
-            tail = nn.Sequential(OrderedDict({name: tail}))
-        return replace(self.whole, template=tail.eval(), input_shape=None)
+        return self.whole.layer(self.head)
 
     @cached_property
     def whole(self) -> WeightSpace:

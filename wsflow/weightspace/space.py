@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import copy
 import importlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -281,6 +282,20 @@ class WeightSpace:
     def forward(self, theta: Tensor, inputs: Tensor, per_network: bool = False) -> Tensor:
         """Outputs of B networks at once; see :func:`wsflow.weightspace.functional.forward`."""
         return functional.forward(self, theta, inputs, per_network)
+
+    def layer(self, name: str) -> WeightSpace:
+        """The same space with networks that are one layer alone, such as the last of a frozen network.
+
+        Args:
+            name: Of the layer, which holds all weights of the space.
+
+        Returns:
+            A space whose networks take what the layer reads.
+        """
+        part = self.template.get_submodule(name)
+        for step in reversed(name.split(".")):
+            part = nn.Sequential(OrderedDict({step: part}))
+        return replace(self, template=part.eval(), input_shape=None)
 
     def to_module(self, theta: Tensor) -> nn.Module:
         """A ready network with its own copy of the weights ``theta`` (D,), in eval mode.
