@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import pytest
@@ -11,7 +12,16 @@ from conftest import describe
 from wsflow.fields import RelationalTransformer, SelfConditioned
 from wsflow.flow import RK4, Sampler
 from wsflow.geometry import Euclidean, Geometric
-from wsflow.memory import LiveTensors, free_bytes, gib, limit_bytes, parse_bytes, peak_bytes, plan_batch
+from wsflow.memory import (
+    LiveTensors,
+    _control_group,
+    free_bytes,
+    gib,
+    limit_bytes,
+    parse_bytes,
+    peak_bytes,
+    plan_batch,
+)
 from wsflow.module import FlowMatchingModule
 
 CPU = torch.device("cpu")
@@ -80,6 +90,47 @@ def test_half_of_the_free_memory_is_the_limit_unless_given():
     free = free_bytes(CPU)
     assert 2**20 < free < 2**50
     assert limit_bytes(None, CPU, processes=4) == pytest.approx(free / 8, rel=0.2)
+
+
+def group(folder, limit, usage=0, cache=0, version=2):
+    """A control group with these bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    most, used, kept = {
+        2: ("memory.max", "memory.current", "inactive_file"),
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    }[version]
+    (folder / most).write_text(f"{limit}\n")
+    (folder / used).write_text(f"{usage}\n")
+    (folder / "memory.stat").write_text(f"active_file 7\n{kept} {cache}\nanon 9\n")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_least_limit_of_a_job_and_the_groups_above_it_counts(tmp_path, version):
+    """As SLURM makes them: the job has the limit, its step and task none, and the root no files."""
+    root, own = (tmp_path / "memory" if version == 1 else tmp_path), tmp_path / "own"
+    own.write_text(
+        {1: "5:cpuset:/a\n4:memory,x:/slurm/job_7/step_0/task_0\n0::/\n", 2: "0::/slurm/job_7/step_0\n"}[version]
+    )
+    assert _control_group(tmp_path, own) == sys.maxsize
+    nothing = "max" if version == 2 else 2**63 - 4096
+    group(root / "slurm/job_7/step_0", nothing, version=version)
+    assert _control_group(tmp_path, own) >= 2**62
+    group(root / "slurm/job_7", 10 * MIB, 4 * MIB, MIB, version)
+    group(root / "slurm/job_8", MIB, version=version)
+    assert _control_group(tmp_path, own) == 7 * MIB
+    group(root / "slurm", 6 * MIB, 5 * MIB, version=version)
+    assert _control_group(tmp_path, own) == MIB
+    group(root, 6 * MIB, 7 * MIB, version=version)
+    assert _control_group(tmp_path, own) == 0
+
+
+def test_a_container_sees_its_group_as_the_root(tmp_path):
+    own = tmp_path / "own"
+    group(tmp_path, 3 * MIB)
+    assert _control_group(tmp_path, own) == 3 * MIB
+    (tmp_path / "memory.stat").unlink()
+    own.write_text("0::/docker/of-the-host\n")
+    assert _control_group(tmp_path, own) == 3 * MIB
 
 
 def module(geometry, field=None) -> FlowMatchingModule:

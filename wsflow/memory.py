@@ -18,7 +18,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import torch
@@ -196,13 +196,38 @@ def _machine() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def _control_group() -> int:
-    """What containers and jobs are still allowed, by version 2 of Linux's control groups."""
+def _control_group(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """What containers and jobs are still allowed by Linux's control groups: the process's own and those above it.
+
+    Args:
+        mount: Where version 2 is mounted; version 1 has its memory controller in the folder ``memory``.
+        own: The file that says which groups the process is in.
+    """
+    free = [sys.maxsize]
+    for line in own.read_text().splitlines() if own.is_file() else ["0::/"]:
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            root, names = mount, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root, names = mount / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        parts = PurePosixPath(group).parts[1:]
+        free += [_left(root.joinpath(*parts[:depth]), *names) for depth in range(len(parts) + 1)]
+    return min(free)
+
+
+def _left(group: Path, limit: str, usage: str, cache: str) -> int:
+    """Bytes to the limit of a control group, with the files that it would drop from its cache."""
     try:
-        most, used = (Path("/sys/fs/cgroup", name).read_text().strip() for name in ("memory.max", "memory.current"))
+        most, used = ((group / name).read_text().strip() for name in (limit, usage))
     except OSError:
         return sys.maxsize
-    return int(most) - int(used) if most.isdecimal() else sys.maxsize
+    if not most.isdecimal():
+        return sys.maxsize
+    counts = group / "memory.stat"
+    kept = re.search(rf"^{cache} (\d+)$", counts.read_text(), re.MULTILINE) if counts.is_file() else None
+    return max(0, int(most) - int(used) + (int(kept[1]) if kept else 0))
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ from torch._inductor import config
 from torch.utils.data import DataLoader
 
 from wsflow.callbacks import CompileField
-from wsflow.fields import MLPField, RelationalTransformer
+from wsflow.fields import MLPField, RelationalTransformer, SelfConditioned
 from wsflow.module import FlowMatchingModule
 from wsflow.weightspace import ZooBatch
 
@@ -28,15 +28,21 @@ pytestmark = pytest.mark.filterwarnings(
 NARROW = partial(MLPField, width=8, depth=1)
 
 
-def module(field: Any = NARROW) -> FlowMatchingModule:
+LABELS = [{"name": "loss"}]
+
+
+def module(field: Any = NARROW, labels: Any = None) -> FlowMatchingModule:
     torch.manual_seed(0)
-    return FlowMatchingModule(describe([5, 4, 2]), field=field)
+    flow = FlowMatchingModule(describe([5, 4, 2]), field=field, labels=labels)
+    if flow.conditioning is not None:
+        flow.conditioning.fit(torch.arange(4.0)[:, None])
+    return flow
 
 
 def fit(flow: FlowMatchingModule, precision: str = "32-true", **kwargs: object) -> None:
-    networks = ZooBatch(
-        torch.randn(4, flow.space.dim, generator=torch.Generator().manual_seed(1)), None, torch.arange(4)
-    )
+    theta = torch.randn(4, flow.space.dim, generator=torch.Generator().manual_seed(1))
+    label = None if flow.conditioning is None else torch.arange(4.0)[:, None]
+    networks = ZooBatch(theta, None, torch.arange(4), label)
     trainer = Trainer(
         accelerator="cpu",
         max_steps=2,
@@ -52,11 +58,13 @@ def fit(flow: FlowMatchingModule, precision: str = "32-true", **kwargs: object) 
 
 
 @pytest.mark.slow  # the compiler starts
-def test_without_a_compiler_training_goes_on() -> None:
-    flow, plain = module(), module()
+@pytest.mark.parametrize("field", [NARROW, partial(SelfConditioned, field=NARROW)], ids=["plain", "self-conditioned"])
+@pytest.mark.parametrize("labels", [None, LABELS], ids=["no labels", "labels"])
+def test_without_a_compiler_training_goes_on(labels: Any, field: Any) -> None:
+    flow, plain = module(field, labels), module(field, labels)
     torch.compiler.reset()
     patched = config.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False})
-    with patched, pytest.warns(UserWarning, match="the field is not compiled") as found:
+    with patched, pytest.warns(UserWarning, match="the field is not compiled: .*[Cc]ompiler") as found:
         fit(flow, callbacks=[CompileField()])
     assert len([w for w in found if "not compiled" in str(w.message)]) == 1
     fit(plain)

@@ -156,6 +156,22 @@ def test_a_field_with_memory_is_refused():
         FlowMatchingModule(dict(Small.network), field=field, functional=RolloutTerm())
 
 
+def test_processes_follow_the_networks_that_one_process_would(monkeypatch):
+    term, geometry = RolloutTerm(batch_size=None, steps=1, every=4, after=0.0), Euclidean(Small().space)
+    x0 = torch.randn(16, geometry.dim, generator=generator())
+
+    def followed(x):
+        return term.states(lambda x, t, told: torch.zeros_like(x), geometry, x)[0]
+
+    alone = followed(x0)
+    assert len(followed(x0[:6])) == 2
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    assert torch.equal(torch.cat([followed(part) for part in x0.split(8)]), alone)
+    with pytest.raises(ValueError, match="every = 4 does not divide the 6 networks of a batch that each of 2"):
+        followed(x0[:6])
+
+
 def test_networks_of_a_rollout_share_their_data():
     with pytest.raises(ValueError, match="see the same data points"):
         RolloutTerm(shared=False)

@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from wsflow.fields import VectorField
 from wsflow.module import FlowMatchingModule
 
 
@@ -31,16 +30,17 @@ class CompileField(Callback):
         field = pl_module.field
         field.compile(dynamic=self.dynamic)
         try:
-            _try(field, pl_module.device)
+            _try(pl_module)
         except Exception as error:
             field._compiled_call_impl = None
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             rank_zero_warn(f"the field is not compiled: {reason}", category=UserWarning)
 
 
-def _try(field: VectorField, device: torch.device) -> None:
-    """One forward and backward pass, as in a training; a conditional field is compiled by its first batch."""
-    if getattr(field, "condition", None) is None:
-        with torch.enable_grad():
-            output = field(torch.zeros(2, field.dim, device=device), torch.zeros(2, device=device))
-            torch.autograd.grad(output.sum(), list(field.parameters()), allow_unused=True)
+def _try(flow: FlowMatchingModule) -> None:
+    """One forward and backward pass, as in a training."""
+    field, told = flow.field, flow.conditioning
+    label = None if told is None else torch.zeros(2, told.size, device=flow.device)
+    with torch.enable_grad():
+        output = field(torch.zeros(2, field.dim, device=flow.device), torch.zeros(2, device=flow.device), label)
+        torch.autograd.grad(output.sum(), list(field.parameters()), allow_unused=True)

@@ -18,6 +18,9 @@ trained networks.  As :class:`wsflow.losses.FunctionalTerm` it is no proper loss
 novelty.
 
 Starts are drawn anew at every step, so that no number of runs limits them.
+
+*Many processes* follow the networks that one process with the same global batch would, which takes parts of it that
+``every`` divides; others are refused.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from wsflow.flow import Euler, TimeGrid, UniformGrid
@@ -47,7 +51,8 @@ class RolloutTerm(FunctionalTerm):
         every: One network in so many of a batch has its flow followed.
         after: Least time of a state that counts.
         power: Exponent of the time in the term's weight; 0 for equal weight.
-        shared: Whether all networks of a step see the same data points; they do.
+        shared: Networks of a step see the same data points, so that this can only be true; kept for checkpoints, which
+            name it.
         scale: Multiplies the outputs of predicted networks.
 
     Raises:
@@ -101,7 +106,17 @@ class RolloutTerm(FunctionalTerm):
         Returns:
             States (m n, dim) of n networks at the m times :attr:`late`, all networks of a time together, the times
             (m n,), and what the flow was told (m n, K).
+
+        Raises:
+            ValueError: where a process's part of the batch makes the networks others than one process would follow.
         """
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if processes > 1 and len(x0) % self.every:
+            raise ValueError(
+                f"every = {self.every} does not divide the {len(x0)} networks of a batch that each of {processes} "
+                "processes has, so that RolloutTerm would follow others than in one process: choose another every, or "
+                "data.batch_size"
+            )
         x, told = x0[:: self.every], None if told is None else told[:: self.every]
         found = []
         for t, end in pairwise(self.times):
