@@ -19,6 +19,8 @@ PANELS = {
 def save_curves(lines: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]], axis: str, path: Path) -> None:
     """Draw a panel a metric, with the spread over seeds where there is one, and held-out runs as a dashed line.
 
+    Several lines have a legend, a single one is named above the panels.
+
     Args:
         lines: By name, the place of every point and its results.
         axis: Name of the horizontal axis, which is logarithmic.
@@ -33,9 +35,14 @@ def save_curves(lines: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]], 
             panel.errorbar([x for x, _ in known], heights, yerr=spreads, marker="o", markersize=3, label=name)
         for level in sorted({values.get(f"heldout.{metric}", 1.0) for line in lines.values() for _, values in line}):
             panel.axhline(level, color="grey", linestyle="--", linewidth=0.8)
+        places = sorted({x for line in lines.values() for x, _ in line})
         panel.set_xscale("log", base=2)
+        panel.set_xticks(places, [f"{x:g}" for x in places])
         panel.set_xlabel(axis)
         panel.set_title(words)
-    figure.axes[0].legend(fontsize="small")
+    if len(lines) > 1:
+        figure.axes[0].legend(fontsize="small")
+    else:
+        figure.suptitle(next(iter(lines)), fontsize="medium")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
