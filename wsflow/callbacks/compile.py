@@ -14,7 +14,7 @@ from wsflow.module import FlowMatchingModule
 
 
 class CompileField(Callback):
-    """Lets ``torch.compile`` compile the field when a fit starts; takes a minute or more, once.
+    """Lets ``torch.compile`` compile the field when a fit starts; takes minutes (``docs/training_options.md``).
 
     Args:
         dynamic: Whether one compilation serves batches of every size; slower than one for each.
