@@ -165,7 +165,8 @@ def test_what_one_file_lacks_does_not_cost_the_page(run, tmp_path):
     report = other / "few" / "report.json"
     report.write_text(report.read_text().replace(str(run), str(other)))
     (log,) = other.glob("logs/csv/version_*/metrics.csv")
-    log.write_text(log.read_text().rstrip() + '\n0.5,7,"3.2e\n')
+    log.write_bytes(log.read_bytes() + b"\xff,1\n" + log.read_bytes().splitlines()[-1][:-7])
+    whole = read_runs([run])[0].curves
     (other / "few" / "bayes.json").write_text('{"networks": []}')
     (other / "timing.json").write_text('{"fit": {"seconds": 3}, "predict": 2.0}')
     checkpoint = torch.load(other / "checkpoints" / "last.ckpt", weights_only=True)
@@ -177,6 +178,9 @@ def test_what_one_file_lacks_does_not_cost_the_page(run, tmp_path):
     assert "The data's origin is missing: DescriptionError: 'away.Task' cannot be imported" in text
     assert "Seconds that the commands of a run took." in text
     assert "The training curve of odd is missing" not in text
+    assert read_runs([other])[0].curves == whole
+    log.write_text("epoch,train/flow_loss\n1,0.5\n")
+    assert read_runs([other])[0].curves == {}
 
 
 def test_damaged_times_are_left_out(run, tmp_path):

@@ -86,9 +86,13 @@ def importance_weights(
         ValueError: for other shapes, a negative power, and densities that are NaN or that leave no network any weight.
     """
     parts = [part.detach().cpu().double() for part in (log_likelihood, log_prior, log_density)]
+    if standard_error is not None:
+        parts.append(standard_error.detach().cpu().double())
     if any(part.shape != parts[0].shape or part.ndim != 1 or not len(part) for part in parts):
         shapes = [tuple(part.shape) for part in parts]
-        raise ValueError(f"likelihood, prior and density must have one number per network each, got {shapes}")
+        raise ValueError(
+            f"likelihood, prior, density and its error must have one number per network each, got {shapes}"
+        )
     if not power >= 0:
         raise ValueError(f"the power of the likelihood must be at least 0, got {power}")
     raw = power * parts[0] + parts[1] - parts[2]

@@ -33,7 +33,7 @@ def baselines(
     """Fit and judge what a comparison file lists; what is known of the same settings is not fitted again.
 
     The checkpoints and zoos that methods read count as settings: a flow that was trained again is judged again.  Where
-    they are not there, what is known stays.
+    they are not there, what is known stays, and so do rows of which it was not noted what they read, which is said.
 
     Args:
         file: The comparison file, such as configs/baselines/breast_cancer.yaml.
@@ -61,6 +61,8 @@ def baselines(
             for seed in seeds or comparison.seeds:
                 read, before = read_by(row.method, seed), entry["read"].get(str(seed))
                 if str(seed) in entry["by_seed"] and (not read or before in (None, read)):
+                    if read and before is None:
+                        print(f"{name}, seed {seed}: kept; of {', '.join(read)} it is not known what it was then")
                     continue
                 if str(seed) in entry["by_seed"]:
                     print(f"{name}, seed {seed}: measured again, {', '.join(read)} is another than it was", flush=True)

@@ -196,7 +196,7 @@ def _plain(one: Judged) -> dict[str, Any]:
     told = one.weights
     return values | {
         "effective": told.effective,
-        "log_weights": told.log_weights.tolist(),
+        "weights": told.log_weights.exp().tolist(),
         "standard_error": told.standard_error,
     }
 

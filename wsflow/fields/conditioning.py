@@ -283,7 +283,7 @@ def follow_request(
 def _numbers(given: float | Sequence[float] | Range) -> list[float]:
     if isinstance(given, Range):
         return [given.low, given.high]
-    return [float(given)] if isinstance(given, (int, float)) else [float(value) for value in given]
+    return [float(value) for value in given] if isinstance(given, Sequence) else [float(given)]
 
 
 def _irrational(count: int) -> float:

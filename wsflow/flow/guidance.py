@@ -229,9 +229,9 @@ class Guidance(ABC):
             push = self._schedule(t)[:, None] * geometry.tangent(x, self.gradient(geometry, x, t, v, draws))
             if repeatable and not all(map(torch.equal, before, draws.states())):
                 raise ValueError(
-                    "the guidance's objective draws a mini-batch at each call, and a solver that chooses its steps "
-                    "would take that noise for its own error: give the objective all data (batch_size: null), or use "
-                    "Euler, Heun or RK4"
+                    "the guidance's objective draws at random at each call, such as a mini-batch, and a solver that "
+                    "chooses its steps would take that noise for its own error: take an objective that draws nothing "
+                    "(TaskLoss with batch_size: null), or Euler, Heun or RK4"
                 )
             return v - (push if self.clip is None else self.clip(geometry, x, push, v))
 

@@ -159,16 +159,17 @@ def _timing(file: Path) -> dict[str, float]:
 
 
 def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Logged numbers; rows that a killed process left torn count as far as they can be read."""
+    """Logged numbers, but for a last line that a killed process left torn, and what is no number."""
     curves: dict[str, dict[int, float]] = {}
     files = sorted(folder.glob(f"logs/csv/version_*/{METRICS}"), key=lambda path: int(path.parent.name[8:] or 0))
     for file in files:
-        with file.open(newline="") as lines:
-            for row in csv.DictReader(lines):
+        whole, _, _ = file.read_text(errors="replace").rpartition("\n")
+        if whole:
+            for row in csv.DictReader(whole.splitlines()):
                 for key, text in row.items():
                     if text and key not in ("step", "epoch"):
                         with contextlib.suppress(TypeError, ValueError):
-                            curves.setdefault(key, {})[int(row["step"])] = float(text)
+                            curves.setdefault(key, {})[int(row.get("step") or "")] = float(text)
     return {name: sorted(points.items()) for name, points in sorted(curves.items()) if points}
 
 
