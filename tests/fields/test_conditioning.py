@@ -169,3 +169,9 @@ def test_a_field_that_takes_no_condition_is_named(space, told: Conditioning):
     with pytest.raises(ValueError, match="argument 'condition'"):
         conditional(GaussianField, space, 0, told)
     assert conditional(GaussianField, space, 0, None).dim == space.dim
+
+
+def test_values_are_numbers_sequences_or_tensors(told: Conditioning):
+    for given in (0.25, torch.tensor(0.25), [0.25], torch.tensor([0.25, 0.25])):
+        asked = told.requested(Request({"loss": given}), range(2))
+        torch.testing.assert_close(asked[:, told.names.index("loss")], torch.full((2,), 0.25))

@@ -281,9 +281,9 @@ def follow_request(
 
 
 def _numbers(given: float | Sequence[float] | Range) -> list[float]:
-    if isinstance(given, Range):
-        return [given.low, given.high]
-    return [float(value) for value in given] if isinstance(given, Sequence) else [float(given)]
+    ends = (given.low, given.high) if isinstance(given, Range) else given
+    values: list[float] = torch.as_tensor(ends, dtype=torch.float64).flatten().tolist()
+    return values
 
 
 def _irrational(count: int) -> float:
