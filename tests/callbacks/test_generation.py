@@ -120,6 +120,15 @@ def test_what_predict_gives_is_written_in_order(data, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["samples"]
 
 
+def test_the_batch_that_needed_most_is_counted(data, tmp_path, monkeypatch):
+    flow, counts = module(data), iter([3, 9, 5])
+    flow.sampler, flow.sample_seed = Sampler(steps=1), 0
+    monkeypatch.setattr(Sampler, "evaluations", property(lambda self: next(counts), lambda self, count: None))
+    writer = SampleWriter(tmp_path / "samples")
+    predict(flow, 10, writer)
+    assert writer.evaluations == 9
+
+
 def test_nothing_is_left_behind_under_the_name_of_the_samples_when_predict_fails(data, tmp_path):
     flow, path = module(data), tmp_path / "samples"
     predict(flow, 3, SampleWriter(path))

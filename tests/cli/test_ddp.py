@@ -39,7 +39,8 @@ def test_two_processes_generate_what_one_does(trained, tmp_path):
     common = ["predict", "--ckpt_path", str(trained), "--n", "11", "--batch_size", "3", "--accelerator", "cpu"]
     common += ["--seed", "5", "--steps", "4", "--noise", "0.1"]
     assert main([*common, "--out", str(tmp_path / "one")]) == 0
-    wsflow([*common, "--out", str(tmp_path / "two"), "--devices", "2"])
+    told = wsflow([*common, "--out", str(tmp_path / "two"), "--devices", "2"])
+    assert "(4 evaluations of the field)" in told
     one, two = (Zoo.open(tmp_path / name) for name in ("one", "two"))
     two.verify()
     assert torch.equal(one.run, two.run)

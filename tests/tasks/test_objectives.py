@@ -105,3 +105,21 @@ def test_a_list_of_objectives_is_described_and_rebuilt(task, theta):
     both = WeightedSum([TaskLoss(task), WeightNorm()], [2.0, 0.5])
     rebuilt = build(describe(both))
     torch.testing.assert_close(rebuilt(theta), both(theta))
+
+
+def test_all_train_data_are_no_draw(task, theta):
+    """Solvers that choose their steps take objectives that leave their source as it was."""
+    points = len(task.data("train")[0])
+    for batch_size in (None, points):
+        for objective in (AdversarialLoss(FGSM(0.1), task, batch_size), TaskLoss(task, batch_size, shared=True)):
+            draws = rows(range(len(theta)))
+            before = draws.states()
+            whole = objective(theta, draws)
+            assert all(map(torch.equal, before, draws.states()))
+            torch.testing.assert_close(whole, objective(theta, rows(range(5, 5 + len(theta)))), rtol=0, atol=0)
+    part = AdversarialLoss(FGSM(0.1), task, points - 1)
+    draws = rows(range(len(theta)))
+    before = draws.states()
+    part(theta, draws)
+    assert not all(map(torch.equal, before, draws.states()))
+    torch.testing.assert_close(TaskLoss(task, points, shared=True)(theta), TaskLoss(task)(theta), rtol=1e-5, atol=0)

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -11,6 +15,13 @@ from wsflow.tasks import MNIST, BaseTask, ConvFashionMNIST, ConvMNIST, FashionMN
 from wsflow.tasks import mnist as module
 
 SIZES = {"train": 40, "t10k": 10}
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, *args):
+        """Nothing."""
 
 
 def write_archives(raw, damaged=False):
@@ -56,6 +67,63 @@ def test_archives_are_unpacked_beside_themselves(tiny):
     check(MNIST(data_dir=str(tiny)))
     assert (tiny / "MNIST" / "raw" / "train-images-idx3-ubyte").exists()
     check(MNIST(data_dir=str(tiny)))
+
+
+def test_files_get_their_names_when_they_are_whole(tiny, monkeypatch):
+    """Else a process that starts meanwhile reads an empty file, and one that is killed leaves half a file for good."""
+    raw, copy = tiny / "MNIST" / "raw", module.shutil.copyfileobj
+    archives = {file.name for file in raw.iterdir()}
+    seen = []
+
+    def killed(source, target):
+        target.write(source.read(100))
+        seen.append(len(list(raw.glob("*-ubyte"))))
+        if len(seen) == 3:
+            raise OSError("no space left")
+        copy(source, target)
+
+    monkeypatch.setattr(module.shutil, "copyfileobj", killed)
+    with pytest.raises(OSError, match="no space left"):
+        MNIST(data_dir=str(tiny)).data("train")
+    assert seen == [0, 1, 2]
+    assert len(list(raw.iterdir())) == len(archives) + 2
+    monkeypatch.setattr(module.shutil, "copyfileobj", copy)
+    check(MNIST(data_dir=str(tiny)))
+
+
+def test_processes_that_start_together_share_a_folder(tiny):
+    with ThreadPoolExecutor(4) as pool:
+        tasks = list(pool.map(lambda _: MNIST(data_dir=str(tiny)).data("train")[0], range(4)))
+    assert all(torch.equal(tasks[0], other) for other in tasks)
+    assert not list((tiny / "MNIST" / "raw").glob(".*"))
+
+
+@pytest.mark.parametrize("kept", [0, 100])
+def test_half_a_file_is_named(tiny, kept):
+    check(MNIST(data_dir=str(tiny)))
+    half = tiny / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    half.write_bytes(half.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"MNIST/raw holds damaged files: delete those without .gz"):
+        MNIST(data_dir=str(tiny)).data("train")
+    half.unlink()
+    check(MNIST(data_dir=str(tiny)))
+
+
+def test_downloads_are_moved_when_all_are_whole(tiny, tmp_path, monkeypatch):
+    from torchvision.datasets import MNIST as Dataset  # noqa: N811
+
+    raw = tiny / "MNIST" / "raw"
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(raw))) as server:
+        monkeypatch.setattr(Dataset, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+        Thread(target=server.serve_forever, daemon=True).start()
+        check(MNIST(data_dir=str(tmp_path / "other"), download=True))
+        assert len(list((tmp_path / "other" / "MNIST" / "raw").iterdir())) == 8
+        (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(b"damaged")
+        with pytest.raises(ValueError, match=r"MNIST could not be downloaded to .*corrupted"):
+            MNIST(data_dir=str(tmp_path / "third"), download=True).data("train")
+        server.shutdown()
+    assert not list((tmp_path / "third" / "MNIST" / "raw").iterdir())
 
 
 def test_a_read_only_folder_is_unpacked_in_the_cache(tiny, tmp_path, monkeypatch):

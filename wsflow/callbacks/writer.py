@@ -38,7 +38,7 @@ class SampleWriter(BasePredictionWriter):
         part: What part of the networks in the folder these are; all of them by default.
 
     Attributes:
-        evaluations: Of the field, by the batch of this process that needed most.
+        evaluations: Of the field, by the batch that needed most; known to the first process at the end.
 
     Raises:
         ValueError: where the folder exists and may not be replaced, or holds anything but generated networks.
@@ -87,10 +87,10 @@ class SampleWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write one batch: sample indices ``batch`` (n,) and networks ``prediction`` (n, D)."""
-        if isinstance(pl_module, FlowMatchingModule):
-            self.evaluations = max(self.evaluations, pl_module.sampler.evaluations)
+        evaluations = pl_module.sampler.evaluations if isinstance(pl_module, FlowMatchingModule) else 0
         file = self.parts / f"{trainer.global_rank:05d}-{batch_idx:08d}.safetensors"
         tensors = {"index": batch.cpu().contiguous(), "theta": prediction.float().cpu().contiguous()}
+        tensors["evaluations"] = torch.tensor(evaluations)
         safetensors.torch.save_file(tensors, file)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -104,6 +104,7 @@ class SampleWriter(BasePredictionWriter):
         if not isinstance(pl_module, FlowMatchingModule):
             raise TypeError(f"SampleWriter writes what FlowMatchingModule generates, not {type(pl_module).__name__}")
         parts = [safetensors.torch.load_file(file) for file in sorted(self.parts.glob("*.safetensors"))]
+        self.evaluations = max(int(part["evaluations"]) for part in parts)
         index = torch.cat([part["index"] for part in parts])
         order = index.argsort()
         theta = torch.cat([part["theta"] for part in parts])[order]

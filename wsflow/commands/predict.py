@@ -142,7 +142,7 @@ def predict(
         print(f"part {shown_share(share)} of {n} generated networks in {folder}; other parts are missing")
         return
     record_timing(run, predict=time.perf_counter() - begin)
-    most = " by the first process" if trainer.world_size > 1 else ""
+    most = "" if part is None else " in this part"
     print(
         f"{n} generated networks in {folder} ({writer.evaluations} evaluations of the field{most}); "
         f"next: wsflow evaluate --samples {shown(folder)}"

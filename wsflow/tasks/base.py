@@ -276,6 +276,8 @@ class TaskObjective(Objective):
         count = len(task.data(split)[0])
         if batch_size is not None and not 1 <= batch_size <= count:
             raise ValueError(f"batch_size {batch_size} does not fit the {count} data points of split {split!r}")
+        if shared and batch_size == count:
+            self.batch_size = None  # nothing to draw
         self._placed = task.data(split)
 
     @property

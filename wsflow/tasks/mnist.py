@@ -1,13 +1,17 @@
 """MNIST and Fashion-MNIST, read with torchvision from a local copy.
 
 The data folder has torchvision's layout: ``MNIST/raw`` and ``FashionMNIST/raw`` with the four IDX files, unpacked or as
-``.gz``.  Torchvision unpacks beside the archives; where that folder cannot be written, links to the archives in a cache
-folder (``$XDG_CACHE_HOME/wsflow`` or ``~/.cache/wsflow``) are unpacked there.
+``.gz``.  Archives are unpacked beside themselves or, where that folder cannot be written, in a cache folder
+(``$XDG_CACHE_HOME/wsflow`` or ``~/.cache/wsflow``).  Files get their names when they are whole, so that processes that
+start together do not read what others are still writing.
 """
 
 from __future__ import annotations
 
+import gzip
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,7 +45,13 @@ class _Images(ClassificationTask):
 
         dataset = getattr(datasets, self.source)
         root = _unpacked(dataset, Path(self.data_dir), self.download)
-        full, test = dataset(root, train=True), dataset(root, train=False)
+        try:
+            full, test = dataset(root, train=True), dataset(root, train=False)
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raw = root / self.source / "raw"
+            raise ValueError(
+                f"{raw} holds damaged files: delete those without .gz, which are unpacked again ({error})"
+            ) from error
         fractions = [1 - VALIDATION / len(full.data), VALIDATION / len(full.data)]
         parts = split_indices(len(full.data), fractions, self.split_seed, full.targets)
         images = [*(full.data[index] for index in parts), test.data]
@@ -181,10 +191,10 @@ def _unpacked(dataset: Any, root: Path, download: bool) -> Path:
     archives = [(raw / name, md5) for name, md5 in dataset.resources]
     if all(file.with_suffix("").exists() for file, _ in archives):
         return root
-    if download:
-        dataset(root, download=True)
-        return root
     missing = [file.name for file, _ in archives if not file.exists()]
+    if missing and download:
+        _download(dataset, root)
+        return root
     if missing:
         raise ValueError(
             f"{dataset.__name__} is not in {root}: {raw} lacks {', '.join(missing)}; copy the files there, set "
@@ -194,19 +204,34 @@ def _unpacked(dataset: Any, root: Path, download: bool) -> Path:
     if damaged:
         raise ValueError(f"{raw} holds damaged files: {', '.join(damaged)} (wrong MD5)")
     if not os.access(raw, os.W_OK):
-        root = _linked(dataset.__name__, [file for file, _ in archives])
-    dataset(root, download=True)
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsflow"
+    for archive, _ in archives:
+        _unpack(archive, root / dataset.__name__ / "raw")
     return root
 
 
-def _linked(name: str, archives: Sequence[Path]) -> Path:
-    """A cache folder with links to the archives, in torchvision's layout."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsflow"
-    raw = root / name / "raw"
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack an archive into a folder that lacks its file, which gets its name when it is whole."""
+    if (folder / archive.stem).exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as own:
+        whole = Path(own) / archive.stem
+        with gzip.open(archive) as packed, whole.open("wb") as file:
+            shutil.copyfileobj(packed, file)
+        os.replace(whole, folder / archive.stem)
+
+
+def _download(dataset: Any, root: Path) -> None:
+    """Let torchvision download into a folder of this process's own, and move the files when all are whole."""
+    raw = root / dataset.__name__ / "raw"
     raw.mkdir(parents=True, exist_ok=True)
-    for archive in archives:
-        link = raw / archive.name
-        if not link.exists():
-            link.unlink(missing_ok=True)
-            link.symlink_to(archive.resolve())
-    return root
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=raw) as own:
+        try:
+            dataset(own, download=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{dataset.__name__} could not be downloaded to {raw}: {' '.join(str(error).split())}"
+            ) from error
+        for file in (Path(own) / dataset.__name__ / "raw").iterdir():
+            os.replace(file, raw / file.name)

@@ -137,20 +137,20 @@ class AdversarialLoss(Objective):
     Args:
         attack: How inputs are moved.
         task: The task; the flow's own by default.
-        batch_size: Train data points drawn at each call, the same for all networks.
+        batch_size: Train data points drawn at each call, the same for all networks; None for the whole train split.
 
     Raises:
         ValueError: for a task without data, or a batch larger than its train split.
     """
 
-    def __init__(self, attack: Attack, task: BaseTask | None = None, batch_size: int = 128) -> None:
+    def __init__(self, attack: Attack, task: BaseTask | None = None, batch_size: int | None = 128) -> None:
         self.attack, self.task, self.batch_size = attack, task, batch_size
         self._known: BaseTask | None = None
 
     def attach(self, task: Any) -> None:
         """Take the flow's own task, unless there is one."""
         known = self._known if task is None and self._known is not None else _known(self, self.task, task)
-        if not 1 <= self.batch_size <= len(known.data("train")[0]):
+        if self.batch_size is not None and not 1 <= self.batch_size <= len(known.data("train")[0]):
             raise ValueError(f"batch_size {self.batch_size} does not fit the train split of task {known.name}")
         self._known = known
 
@@ -161,8 +161,10 @@ class AdversarialLoss(Objective):
         assert self._known is not None
         task, (inputs, targets) = self._known, self._known.data("train")
         _refuse_misfit(task, theta)
-        index = torch.randperm(len(inputs), generator=common(generator))[: self.batch_size]
-        inputs, targets = (send(part[index], theta.device) for part in (inputs, targets))
+        if self.batch_size not in (None, len(inputs)):
+            index = torch.randperm(len(inputs), generator=common(generator))[: self.batch_size]
+            inputs, targets = inputs[index], targets[index]
+        inputs, targets = send(inputs, theta.device), send(targets, theta.device)
         batch = inputs.to(theta).expand(len(theta), *inputs.shape)
         network = task.with_statistics(theta)
         fixed = network.detach()
