@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,6 +130,16 @@ def test_seeds_share_no_held_out_network(task: Small, zoo: ZooDataModule) -> Non
     torch.testing.assert_close(torch.cat(parts), test, atol=0, rtol=0)
     with pytest.raises(ValueError, match="10 runs; 5 networks of seed 2 need 15"):
         ZooEnsemble(zoo).fit(task, 5, 2)
+
+
+def test_what_is_read_changes_with_the_zoo(task: Small, zoo: ZooDataModule, tmp_path: Path) -> None:
+    """`wsflow baselines` measures rows again where a file that they were read from is another."""
+    Collector(runs=2, epochs=1, batch_size=20, seed=1).collect(task, tmp_path / "other", progress=False)
+    for method in (ZooEnsemble, StaticFlow):
+        (file,), (changed,) = method(zoo).reads(0), method(ZooDataModule(task, str(tmp_path / "other"))).reads(0)
+        assert file.parent == Path(zoo.path)
+        assert file.read_bytes() != changed.read_bytes()
+    assert DeepEnsemble(RECIPE).reads(0) == []
 
 
 def test_swag_has_half_the_variances_and_half_the_low_rank_part() -> None:

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from wsflow.cli import main
+from wsflow.commands.initialise import _starts
 from wsflow.description import plain
 from wsflow.tasks import BreastCancer
 from wsflow.uses import Curves, learning_curves, markdown, rows, shuffled, steps_to, summary
 from wsflow.weightspace import GaussianInitializer, WeightSpace
-from wsflow.zoo import Adam, Collector, EverySnapshot, ZooDataModule
+from wsflow.zoo import Adam, Collector, EverySnapshot, Zoo, ZooDataModule
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,16 @@ def test_networks_are_counted_by_run_where_a_zoo_keeps_snapshots(task, networks,
     shutil.move(tmp_path / "moved", zoo)
     assert main(["initialise", "--samples", str(zoo), "--n=6", "--seeds=2", *options]) == 1
     assert f"need 12 samples, {zoo} has 10" in capsys.readouterr().err
+
+
+def test_seeds_share_no_network(task, networks):
+    """Generated and trained starts of each seed are others, and all are used in turn."""
+    zoo, data = Zoo.open(networks), ZooDataModule(task, str(networks), fractions=(0.2, 0.6, 0.2), seed=1)
+    trained = data.rows("val", final_only=True)
+    each = [dict(_starts(zoo, GaussianInitializer(0.1), data, trained, 2, seed)) for seed in (0, 1)]
+    for kind, whole in (("generated", zoo.theta[:4]), ("trained on BreastCancer", zoo.rows(trained[:4]))):
+        torch.testing.assert_close(torch.cat([starts[kind] for starts in each]), whole, rtol=0, atol=0)
+    assert not torch.equal(each[0]["random"], each[1]["random"])
 
 
 @pytest.mark.parametrize(
