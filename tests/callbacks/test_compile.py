@@ -73,6 +73,17 @@ def test_without_a_compiler_training_goes_on(labels: Any, field: Any) -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize(("precision", "half"), [("32-true", False), ("bf16-mixed", True)])
+def test_the_trial_is_as_the_training(precision: str, half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another precision it would compile what the training does not use."""
+    seen: list[bool] = []
+    flow = module()
+    monkeypatch.setattr(flow.field, "compile", lambda **_: None)
+    flow.field.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    fit(flow, precision, callbacks=[CompileField()])
+    assert seen[0] is half  # before the fit looks at validation data
+
+
 def test_training_and_sampling_in_bf16() -> None:
     field = partial(RelationalTransformer, width=8, edge_width=4, depth=1, heads=2)
     flow, plain = module(field), module(field)

@@ -30,17 +30,18 @@ class CompileField(Callback):
         field = pl_module.field
         field.compile(dynamic=self.dynamic)
         try:
-            _try(pl_module)
+            with trainer.precision_plugin.train_step_context():
+                _try(pl_module, getattr(trainer.datamodule, "batch_size", 2))  # type: ignore[attr-defined]
         except Exception as error:
             field._compiled_call_impl = None
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             rank_zero_warn(f"the field is not compiled: {reason}", category=UserWarning)
 
 
-def _try(flow: FlowMatchingModule) -> None:
-    """One forward and backward pass, as in a training."""
+def _try(flow: FlowMatchingModule, batch: int) -> None:
+    """One forward and backward pass, as in a training: another precision or batch would be compiled by itself."""
     field, told = flow.field, flow.conditioning
-    label = None if told is None else torch.zeros(2, told.size, device=flow.device)
+    label = None if told is None else torch.zeros(batch, told.size, device=flow.device)
     with torch.enable_grad():
-        output = field(torch.zeros(2, field.dim, device=flow.device), torch.zeros(2, device=flow.device), label)
+        output = field(torch.zeros(batch, field.dim, device=flow.device), torch.zeros(batch, device=flow.device), label)
         torch.autograd.grad(output.sum(), list(field.parameters()), allow_unused=True)
