@@ -89,6 +89,7 @@ class GradientInformed(StackedField):
     filters: Tensor
     gradient_scale: Tensor
     _geometry: Geometry | None
+    _head: WeightSpace | None
 
     def __init__(
         self,
@@ -119,6 +120,7 @@ class GradientInformed(StackedField):
         for name in ("inputs", "targets", "filters"):
             self.register_buffer(name, torch.empty(0))
         object.__setattr__(self, "_geometry", None)
+        object.__setattr__(self, "_head", None)
 
     def place(self, geometry: Geometry) -> None:
         """Take the space that states live in; without one they are weights.  It is no part of the field."""
@@ -244,8 +246,11 @@ class GradientInformed(StackedField):
         shape, frozen = self.space.input_shape, "select" in (self.space.description or {})
         if shape is None or not frozen or self.inputs[0].numel() == prod(shape):
             return self.space
-        layers = [name.rpartition(".")[0].replace(".", "/") for name in self.space.names]
-        return self.space.layer(commonpath(layers).replace("/", "."))
+        if self._head is None:
+            layers = [name.rpartition(".")[0].replace(".", "/") for name in self.space.names]
+            object.__setattr__(self, "_head", self.space.layer(commonpath(layers).replace("/", ".")))
+        assert self._head is not None
+        return self._head
 
     @property
     def _classifies(self) -> bool:
@@ -254,6 +259,7 @@ class GradientInformed(StackedField):
     def _bind(self, space: WeightSpace) -> None:
         super()._bind(space)
         object.__setattr__(self, "_geometry", None)
+        object.__setattr__(self, "_head", None)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Make room for the checkpoint's S and filters."""
