@@ -3,7 +3,8 @@
 For every number of steps K, networks are
 
 - ``flow``: sampled with K Euler steps;
-- ``guided``: the same under guidance by train data, which takes K gradients;
+- ``guided``: the same under guidance by train data, which takes K gradients, at the present states or, with
+  ``--endpoint``, at the endpoints that the flow predicts;
 - ``descent_random``: K steps of gradient descent from starts that the prior draws;
 - ``descent_flow``: K steps of gradient descent from the samples of ``flow``, as many gradients and evaluations of the
   field as ``guided``.
@@ -34,7 +35,7 @@ from torch import Tensor
 import wsflow
 from wsflow import tasks
 from wsflow.api import Flow
-from wsflow.flow import IntervalStrength, PowerStrength, Sampler, StateGuidance, sample_prior
+from wsflow.flow import EndpointGuidance, IntervalStrength, PowerStrength, Sampler, StateGuidance, sample_prior
 from wsflow.geometry import Euclidean
 from wsflow.tasks import BaseTask, TaskLoss
 from wsflow.weightspace.randomness import RowGenerator
@@ -47,7 +48,8 @@ SELECTION = 1000
 def sampled(flow: Flow, args: argparse.Namespace, steps: int, strength: float, n: int, seed: int) -> Tensor:
     """Samples (n, D); guided where the strength is positive."""
     schedule = PowerStrength(strength, fall=args.fall) if args.fall else IntervalStrength(strength, args.begin)
-    guidance = StateGuidance(TaskLoss(args.judge, args.batch_size), schedule) if strength else None
+    kind = EndpointGuidance if args.endpoint else StateGuidance
+    guidance = kind(TaskLoss(args.judge, args.batch_size), schedule) if strength else None
     return flow.sample(n, seed, Sampler(steps=steps, guidance=guidance), batch_size=n)
 
 
@@ -136,6 +138,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="data points of a gradient; all by default")
     parser.add_argument("--begin", type=float, default=0.0, help="first time of guidance")
     parser.add_argument("--fall", type=float, default=0.0)
+    parser.add_argument("--endpoint", action="store_true", help="gradients at the endpoint that the flow predicts")
     parser.add_argument("--n", type=int, default=50)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--name")
@@ -145,7 +148,7 @@ def main() -> None:
     args.judge = getattr(tasks, args.task)() if args.task else flow.task
     name = args.name or f"{args.checkpoint.parents[2].name}_{args.judge.name}"
     print(name)
-    names = ("strengths", "rates", "select_steps", "batch_size", "begin", "fall", "n", "seeds")
+    names = ("strengths", "rates", "select_steps", "batch_size", "begin", "fall", "endpoint", "n", "seeds")
     setting = {key: getattr(args, key) for key in names}
     rows = {str(steps): setting | measured(flow, args, steps) for steps in args.steps}
     known = json.loads(args.output.read_text()) if args.output.exists() else {}

@@ -170,7 +170,8 @@ def test_every_aligner_is_measured_to_every_target(tmp_path: Path) -> None:
     assert min((r for r in results if r.target == "one network"), key=lambda r: r.barriers.mean) in few
 
 
-def test_guidance_is_measured_beside_descent_at_the_same_cost() -> None:
+@pytest.mark.parametrize("endpoint", [False, True])
+def test_guidance_is_measured_beside_descent_at_the_same_cost(endpoint: bool) -> None:
     import guidance
 
     from wsflow.api import Flow
@@ -181,7 +182,7 @@ def test_guidance_is_measured_beside_descent_at_the_same_cost() -> None:
     args = guidance.argparse.Namespace(
         judge=task, batch_size=None, begin=0.0, fall=0.0, n=8, seeds=[0, 1], strengths=[0.5, 1e9], rates=[0.1, 1e9]
     )
-    args.select_steps = 2
+    args.select_steps, args.endpoint = 2, endpoint
     row = guidance.measured(flow, args, steps=4)
     assert (row["strength"], row["rate_random"], row["rate_flow"]) == (0.5, 0.1, 0.1)
     for name in ("guided", "descent_random", "descent_flow"):
