@@ -11,7 +11,9 @@ import torch
 import wsflow
 from wsflow.cli import main
 from wsflow.fields import Range, Request
-from wsflow.flow import RK4, Sampler
+from wsflow.flow import RK4, Sampler, sample_prior
+from wsflow.report import Case
+from wsflow.report.networks import MOVED, PATHS, Networks, _projected, paths
 from wsflow.zoo import Zoo
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -64,6 +66,23 @@ def test_the_command_and_python_give_the_same_networks(told, tmp_path, capsys):
     request = Request({"loss": Range(0.1, 0.5)}, weight=1.5)
     theta = wsflow.load(told).sample(40, sampler=Sampler(steps=8), request=request, batch_size=7)
     torch.testing.assert_close(Zoo.open(tmp_path / "s").theta, theta, rtol=1e-3, atol=1e-4)
+
+
+def test_a_report_draws_the_paths_of_what_was_asked_for(told):
+    flow = wsflow.load(told)
+    few = torch.randn(3, flow.weight_space.dim)
+    known = Networks(flow.task, "val", few, few, few)
+    drawn, last = [], []
+    for words in ([], ["loss=0.1:0.5"]):
+        sampling = {"steps": 4, "seed": 3, **({"condition": words, "condition_weight": 1.5} if words else {})}
+        drawn.append(torch.from_numpy(paths(Case("", {}, None, {"sampling": sampling}), flow, known).states[-1]))
+        request = Request({"loss": Range(0.1, 0.5)}, 1.5) if words else None
+        last.append(flow.sample(PATHS + MOVED, 3, Sampler(steps=4), request=request).double())
+    starts = sample_prior(flow.module.prior, flow.module.geometry, 3, range(PATHS + MOVED)).double()
+    for states, end in zip(drawn, last, strict=True):
+        expected = torch.from_numpy(_projected(torch.stack([starts, end]), starts, starts).states[-1])
+        torch.testing.assert_close(states.abs(), expected.abs(), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(drawn[0].abs(), drawn[1].abs(), rtol=1e-2, atol=1e-2)
 
 
 def test_without_a_request_the_flow_is_unconditional(told, tmp_path):

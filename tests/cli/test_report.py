@@ -22,7 +22,7 @@ from wsflow.report.card import novelty
 from wsflow.report.figures import nearest_curves
 from wsflow.report.markup import Section
 from wsflow.report.markup import page as written
-from wsflow.report.networks import MOVED, PATHS, MissingError, Networks, _projected, paths
+from wsflow.report.networks import MOVED, PATHS, Networks, _projected, paths
 from wsflow.report.runs import Case, read_runs
 from wsflow.report.sections import Gallery, Studied, _paths
 
@@ -206,8 +206,6 @@ def test_paths_end_where_the_samples_of_the_same_grid_do(trained):
         second[name] = np.abs(found.states[1] - found.states[0]).mean() / np.abs(end - found.states[0]).mean()
     assert second["equal"] == pytest.approx(1 / 3, abs=0.05)
     assert second["late"] == pytest.approx(0.9, abs=0.05)
-    with pytest.raises(MissingError, match=r"asked for by loss=0\.2"):
-        paths(Case("", {}, None, {"sampling": {"condition": ["loss=0.2"]}}), flow, known)
 
 
 def test_paths_of_a_solver_that_chooses_its_steps_and_what_captions_say(trained, run):

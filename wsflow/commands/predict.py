@@ -15,7 +15,7 @@ from wsflow.checkpoint import fingerprints
 from wsflow.commands.launch import launched
 from wsflow.commands.run import record_timing, run_folder, shown
 from wsflow.description import plain
-from wsflow.fields import Range, Request
+from wsflow.fields import Request
 from wsflow.flow import Guidance, Noise, Prior, Sampler, Solver, StartsPrior, TimeGrid
 from wsflow.memory import limit_bytes
 from wsflow.module import FlowMatchingModule
@@ -175,18 +175,7 @@ def asked(module: FlowMatchingModule, condition: Sequence[str] | None, weight: f
         return None
     if module.conditioning is None:
         raise ValueError("the flow was trained without labels: leave --condition out, or train with data.labels")
-    values: dict[str, float | Sequence[float] | Range] = {}
-    for word in condition:
-        name, _, text = word.partition("=")
-        parts = text.split(":") if ":" in text else text.split(",")
-        try:
-            numbers = [float(part) for part in parts]
-        except ValueError:
-            numbers = []
-        if not numbers or name in values or (":" in text and not (len(numbers) == 2 and numbers[0] < numbers[1])):
-            raise ValueError(f"--condition {word}: give name=value, name=value,value or name=low:high, each name once")
-        values[name] = Range(*numbers) if ":" in text else numbers
-    request = Request(values, weight)
+    request = Request.parse(condition, weight)
     module.conditioning.check(request)
     return request
 

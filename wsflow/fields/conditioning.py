@@ -65,6 +65,26 @@ class Request:
     values: Mapping[str, float | Sequence[float] | Range]
     weight: float = 1.0
 
+    @classmethod
+    def parse(cls, words: Iterable[str], weight: float = 1.0) -> Request:
+        """What words such as ``loss=0.2``, ``loss=0.2,0.3`` and ``epoch=5:10`` ask for.
+
+        Raises:
+            ValueError: for words that are no request.
+        """
+        values: dict[str, float | Sequence[float] | Range] = {}
+        for word in words:
+            name, _, text = word.partition("=")
+            parts = text.split(":") if ":" in text else text.split(",")
+            try:
+                numbers = [float(part) for part in parts]
+            except ValueError:
+                numbers = []
+            if not numbers or name in values or (":" in text and not (len(numbers) == 2 and numbers[0] < numbers[1])):
+                raise ValueError(f"{word}: give name=value, name=value,value or name=low:high, each name once")
+            values[name] = Range(*numbers) if ":" in text else numbers
+        return cls(values, weight)
+
     @property
     def evaluations(self) -> int:
         """How often one velocity evaluates the field."""

@@ -29,6 +29,7 @@ from wsflow.api import Flow
 from wsflow.bayes import Reliability, members, predictive, reliability, scores
 from wsflow.bayes.disagreement import error_overlap
 from wsflow.description import build, named
+from wsflow.fields import Request
 from wsflow.flow import Sampler, StartsPrior, UniformGrid, integrate, sample_prior
 from wsflow.geometry import Euclidean, Geometry
 from wsflow.metrics.function_space import nearest, predict
@@ -209,13 +210,13 @@ def paths(case: Case, flow: Flow, networks: Networks) -> Paths:
     A solver that chooses its steps is shown at equal times.
 
     Raises:
-        MissingError: for a flow that starts from given initial weights, or was asked for something by a condition.
+        MissingError: for a flow that starts from given initial weights.
     """
     module, sampling = flow.module, case.sampling
     if isinstance(module.prior, StartsPrior):
         raise MissingError("the flow starts from given initial weights, which its checkpoint does not hold")
-    if sampling.get("condition"):
-        raise MissingError(f"the samples were asked for by {', '.join(sampling['condition'])}")
+    words, weight = sampling.get("condition") or [], float(sampling.get("condition_weight", 1.0))
+    request = Request.parse(words, weight) if words else None
     solver, grid = (build(sampling[name]) if sampling.get(name) else None for name in ("solver", "grid"))
     sampler = Sampler(solver, int(sampling.get("steps", 16)), power=float(sampling.get("power", 1.0)), grid=grid)
     times = UniformGrid().times(sampler.steps) if sampler.solver.adaptive else sampler.times
@@ -227,7 +228,7 @@ def paths(case: Case, flow: Flow, networks: Networks) -> Paths:
         states.append(x)
         return x, t
 
-    velocity = module.generation(seed, sampler).velocity(range(PATHS + MOVED))
+    velocity = module.generation(seed, sampler, request=request).velocity(range(PATHS + MOVED))
     end = module.parametrization.singular_end
     last, _ = integrate(velocity, module.geometry, sampler.solver, starts[: PATHS + MOVED], times, None, end, keep)
     states.append(module.geometry.finish(last))
