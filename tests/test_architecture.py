@@ -26,8 +26,9 @@ ROOMS: dict[str, set[str]] = {
     "losses": {"weightspace", "geometry", "fields", "flow"},  # flow: the steps of a rollout
     "description": set(),
     "memory": set(),
+    "files": set(),
     "tasks": {"weightspace", "description"},
-    "zoo": {"weightspace", "alignment", "tasks", "description", "memory"},
+    "zoo": {"weightspace", "alignment", "tasks", "description", "memory", "files"},
     "metrics": {"weightspace", "geometry", "alignment", "tasks"},
     "uses": {"weightspace", "tasks", "zoo"},
     "schedule": set(),
@@ -36,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "sampling": {*MATHEMATICS, "memory"},
     "likelihood": {*MATHEMATICS, "memory", "sampling"},
     "module": {*MATHEMATICS, "description", "schedule", "checkpoint", "sampling"},
-    "callbacks": {*MATHEMATICS, "tasks", "zoo", "metrics", "module", "sampling", "description"},
+    "callbacks": {*MATHEMATICS, "tasks", "zoo", "metrics", "module", "sampling", "description", "files"},
     "api": {*MATHEMATICS, "tasks", "zoo", "metrics", "module", "callbacks", "description", "likelihood"},
     "bayes": {"weightspace", "tasks"},
     "posteriors": {"weightspace", "tasks", "bayes", "zoo", "fields", "flow", "api"},  # a flow is one of them
@@ -50,6 +51,7 @@ ROOMS: dict[str, set[str]] = {
         "callbacks",
         "api",
         "description",
+        "files",
     },
     "commands": {
         *MATHEMATICS,
@@ -67,6 +69,7 @@ ROOMS: dict[str, set[str]] = {
         "api",
         "description",
         "checkpoint",
+        "files",
     },
     "cli": {
         *MATHEMATICS,

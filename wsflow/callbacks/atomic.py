@@ -1,4 +1,4 @@
-"""Checkpoints and other files that are there in full or not at all.
+"""Checkpoints that are there in full or not at all.
 
 Lightning writes to the system's temporary folder and moves the file, which is a copy where that folder is on another
 file system: a process killed meanwhile leaves half a checkpoint in place of the last good one.
@@ -6,15 +6,13 @@ file system: a process killed meanwhile leaves half a checkpoint in place of the
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
-from uuid import uuid4
+from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+
+from wsflow.files import replacing
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -27,22 +25,3 @@ class AtomicCheckpoints(TorchCheckpointIO):
             return
         with replacing(Path(path)) as file:
             torch.save(checkpoint, file)
-
-
-@contextmanager
-def replacing(place: Path) -> Iterator[IO[bytes]]:
-    """A file beside its place, for writing; when it is whole and on the disk, it takes that place.
-
-    Args:
-        place: The file, whose folder is made; one that is there stays as it was if anything fails.
-    """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name}.{uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, place)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from rich import box
 from rich.table import Table
 
 from wsflow.commands.connectivity import Connectivity
+from wsflow.files import write_whole
 
 TABLE_WIDTH = 120
 
@@ -122,9 +123,9 @@ def write(folder: Path, results: Sequence[Connectivity], origin: Mapping[str, An
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = [numbers(result, results[0]) for result in results]
-    (folder / "barrier.json").write_text(json.dumps({"origin": dict(origin), "results": rows}, indent=2) + "\n")
+    write_whole(folder / "barrier.json", json.dumps({"origin": dict(origin), "results": rows}, indent=2) + "\n")
     matrices = {result.label: result.barriers.matrix.contiguous() for result in results}
-    (folder / "barriers.safetensors").write_bytes(safetensors.torch.save(matrices))
+    write_whole(folder / "barriers.safetensors", safetensors.torch.save(matrices))
     pictures = {
         "matrices": barrier_matrices({result.label: result.barriers for result in results}),
         "curves": path_curves({result.label: result.paths for result in results}),

@@ -19,6 +19,7 @@ from wsflow.commands.comparison import (
     rounded,
 )
 from wsflow.commands.results import commit, hardware
+from wsflow.files import held, write_whole
 from wsflow.posteriors import PosteriorMethod
 
 
@@ -69,11 +70,12 @@ def baselines(
                 entry["by_seed"][str(seed)] = _measure(comparison, name, row.method, seed, split)
                 entry["read"][str(seed)] = read
                 if kept:
-                    keep(results, file, origin, name, entry)
+                    entry = keep(results, file, origin, name, entry, seed)
         entries[name] = entry
     print(markdown(comparison, entries))
     if page is not None:
-        Path(page).write_text(filled(Path(page).read_text(), results))
+        with held(Path(page).resolve()):
+            write_whole(Path(page).resolve(), filled(Path(page).read_text(), results))
         print(f"tables of {page} are up to date")
 
 

@@ -28,6 +28,7 @@ from wsflow.bayes.table import render
 from wsflow.commands.evaluate import Networks, data_module, stored_networks
 from wsflow.commands.posterior_weights import posterior_weights
 from wsflow.description import plain
+from wsflow.files import write_whole
 from wsflow.flow import Trace
 from wsflow.tasks import BaseTask, ClassificationTask
 from wsflow.zoo import ZooDataModule
@@ -126,9 +127,8 @@ def bayes(
     file = Path(out) if out is not None else first.folder / "bayes.json"
     origin = {"samples": list(samples), "zoo": data.path, "split": split, "seed": seed, "n": n}
     origin |= {"ood": outliers.name if outliers is not None else None, "importance": importance, "trace": plain(trace)}
-    file.parent.mkdir(parents=True, exist_ok=True)
     values = {name: _plain(one) for name, one in judged.items()}
-    file.write_text(json.dumps({"origin": origin, "networks": values}, indent=2) + "\n")
+    write_whole(file, json.dumps({"origin": origin, "networks": values}, indent=2) + "\n")
     print(f"scores in {file}")
 
 

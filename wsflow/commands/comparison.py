@@ -17,7 +17,6 @@ zoo that was read (``read``); and ``origin``: command, commit, hardware.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from jsonargparse import ArgumentParser
 
 from wsflow.bayes import OutlierSource
 from wsflow.commands.results import read_results
+from wsflow.files import held, write_whole
 from wsflow.posteriors import PosteriorMethod
 from wsflow.tasks import BaseTask
 from wsflow.zoo import file_hash
@@ -117,16 +117,24 @@ def read_comparison(path: str | Path) -> tuple[Comparison, Settings]:
     return Comparison(**parser.instantiate_classes(parsed).as_dict()), settings
 
 
-def keep(path: str | Path, file: str, origin: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> None:
-    """Put what was measured of a method among the results; the results file is replaced as a whole."""
-    results = read_results(path)
-    known = results.get(Path(file).stem, {}).get("methods", {})
-    results[Path(file).stem] = {"origin": dict(origin), "methods": {**known, name: dict(entry)}}
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(results, indent=1) + "\n")
-    temporary.replace(target)
+def keep(
+    path: str | Path, file: str, origin: Mapping[str, Any], name: str, entry: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """Put what was measured of a method with one seed among the results; the results file is replaced as a whole.
+
+    Returns:
+        The method's entry, with what other processes measured meanwhile.
+    """
+    with held(Path(path)):
+        results = read_results(path)
+        methods = results.get(Path(file).stem, {}).get("methods", {})
+        found = _same(methods.get(name, {}), {part: entry[part] for part in ("settings", "shared")})
+        for part in ("by_seed", "read"):
+            seeds = {**found[part], str(seed): entry[part][str(seed)]}
+            found[part] = dict(sorted(seeds.items(), key=lambda item: int(item[0])))
+        results[Path(file).stem] = {"origin": dict(origin), "methods": {**methods, name: found}}
+        write_whole(Path(path), json.dumps(results, indent=1) + "\n")
+    return found
 
 
 def known_entry(path: str | Path, file: str, name: str, settings: Settings) -> dict[str, Any]:
@@ -138,10 +146,14 @@ def known_entry(path: str | Path, file: str, name: str, settings: Settings) -> d
         The entry, whose ``read`` are the files' hashes by seed, where they are known.
     """
     found: dict[str, Any] = read_results(path).get(Path(file).stem, {}).get("methods", {}).get(name, {})
-    entry = {"settings": settings.methods[name], "shared": settings.shared}
-    same = {"shared": settings.shared, **found}
-    kept = all(same.get(part) == value for part, value in entry.items())
-    return {**entry, **{part: found.get(part, {}) if kept else {} for part in ("by_seed", "read")}}
+    return _same(found, {"settings": settings.methods[name], "shared": settings.shared})
+
+
+def _same(found: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry with what was found, if that was measured as is asked."""
+    same = {"shared": asked["shared"], **found}
+    kept = all(same.get(part) == value for part, value in asked.items())
+    return {**asked, **{part: dict(found.get(part, {})) if kept else {} for part in ("by_seed", "read")}}
 
 
 def read_by(method: PosteriorMethod, seed: int) -> dict[str, str]:

@@ -17,6 +17,7 @@ from wsflow.commands.equal_cost import equal_cost, fresh_starts, recorded_collec
 from wsflow.commands.predict import sampling_prior
 from wsflow.commands.run import read_timing, record_timing, run_folder
 from wsflow.description import build, named
+from wsflow.files import write_whole
 from wsflow.flow import Sampler, Solver
 from wsflow.geometry import Euclidean, Geometry
 from wsflow.metrics import (
@@ -116,8 +117,7 @@ def evaluate(
     values = report.values | {f"timing.{name}": value for name, value in read_timing(networks.folder).items()}
     origin = {"samples": samples, "ckpt_path": ckpt_path, "zoo": data.path, "split": split, "n": len(networks.theta)}
     cost = _cost(networks, data)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"origin": origin, **values, **cost}, indent=2) + "\n")
+    write_whole(file, json.dumps({"origin": origin, **values, **cost}, indent=2) + "\n")
     console = Console()
     if console.width < TABLE_WIDTH:
         print(render_text(values, TABLE_WIDTH))

@@ -21,6 +21,7 @@ from wsflow.commands.experiment_file import Case, cases, read_experiment
 from wsflow.commands.results import differing, merge, read_results
 from wsflow.commands.run import read_timing, shown
 from wsflow.commands.table import draw, tables
+from wsflow.files import write_whole
 from wsflow.zoo import file_hash
 
 RECORD = "experiment.json"
@@ -245,7 +246,4 @@ def _read(place: Path) -> dict[str, Any]:
 
 
 def _write(place: Path, record: Mapping[str, Any]) -> None:
-    place.mkdir(parents=True, exist_ok=True)
-    temporary = (place / RECORD).with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    temporary.replace(place / RECORD)
+    write_whole(place / RECORD, json.dumps(record, indent=1) + "\n")

@@ -16,10 +16,10 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from wsflow.callbacks.atomic import replacing
 from wsflow.commands.equal_cost import recorded_collector
 from wsflow.commands.run import shown
 from wsflow.description import build, plain
+from wsflow.files import write_whole
 from wsflow.flow import sample_generator
 from wsflow.tasks import BaseTask, ClassificationTask
 from wsflow.uses import Curves, learning_curves, markdown, median, shuffled, summary
@@ -110,8 +110,7 @@ def initialise(
 
     folder.mkdir(parents=True, exist_ok=True)
     save_learning_curves(result, folder)
-    with replacing(folder / "initialisation.json") as file:
-        file.write((json.dumps(result, indent=1) + "\n").encode())
+    write_whole(folder / "initialisation.json", json.dumps(result, indent=1) + "\n")
     print(markdown(result))
     print(f"curves in {shown(folder)}")
 

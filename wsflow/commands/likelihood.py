@@ -20,6 +20,7 @@ from wsflow.commands.evaluate import Networks, data_module, stored_networks
 from wsflow.commands.predict import asked
 from wsflow.commands.run import record_timing, run_folder
 from wsflow.description import plain
+from wsflow.files import write_whole
 from wsflow.flow import RK4, LogDensity, Sampler, Solver, TimeGrid, Trace
 
 
@@ -83,8 +84,7 @@ def likelihood(
     if condition:
         settings |= {"condition": list(condition), "condition_weight": condition_weight}
     origin = {"ckpt_path": str(ckpt_path), "networks": name, "n": len(theta), **settings}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"origin": origin, **_values(density)}, indent=2) + "\n")
+    write_whole(file, json.dumps({"origin": origin, **_values(density)}, indent=2) + "\n")
     record_timing(run_folder(ckpt_path), likelihood=seconds)
     print(_in_words(density, name, flow.module.geometry.dim))
     print(f"{seconds / len(theta):.3g} s for each; log-densities in {file}")

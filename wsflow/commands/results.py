@@ -26,6 +26,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from wsflow.files import held, write_whole
+
 KEPT = re.compile(
     r"(samples|heldout)\.(accuracy|loss|mse|nll|grand_mean|mean_error|std)(\.std)?"
     r"|(samples|heldout)\.(ensemble\d*_\w+|raw\.(accuracy|loss|mse|nll)(\.std)?)"
@@ -79,18 +81,30 @@ def merge(
         origin: What made it; figures of other seeds are dropped if their ``settings`` differ.
         published: Figures to stand beside these.
     """
-    results = read_results(path)
-    old = results.get(key, {})
+    values = {name: _round(v) for name, v in report.items() if KEPT.fullmatch(name) and isinstance(v, (int, float))}
+    made = {**origin, "commit": commit(), "hardware": hardware(report)}
+    with held(Path(path)):
+        results = read_results(path)
+        results[key] = _merged(results.get(key, {}), seed, values, made, dict(published or {}))
+        write_whole(Path(path), json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+
+
+def _merged(
+    old: Mapping[str, Any],
+    seed: int,
+    values: Mapping[str, float],
+    origin: Mapping[str, Any],
+    published: Mapping[str, float],
+) -> dict[str, Any]:
+    """A case with the figures of one seed more."""
     if differing(old.get("origin", {}).get("settings", {}), origin["settings"]):
         old = {}
-    values = {name: _round(v) for name, v in report.items() if KEPT.fullmatch(name) and isinstance(v, (int, float))}
     by_seed = dict(sorted((old.get("by_seed", {}) | {str(seed): values}).items(), key=lambda item: int(item[0])))
     found: dict[str, Any] = {name: _round(fmean(each)) for name, each in _columns(by_seed).items()}
     if len(by_seed) > 1:
         found["spread"] = {name: _round(stdev(each)) for name, each in _columns(by_seed).items()}
-    found |= {"by_seed": by_seed, "published": dict(published or {})}
-    found["origin"] = {**origin, "seeds": [int(s) for s in by_seed], "commit": commit(), "hardware": hardware(report)}
-    _write(Path(path), {**results, key: found})
+    origin = {**origin, "seeds": [int(s) for s in by_seed]}
+    return {**found, "by_seed": by_seed, "published": published, "origin": origin}
 
 
 def differing(known: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -124,10 +138,3 @@ def _columns(by_seed: Mapping[str, Mapping[str, float]]) -> dict[str, list[float
 
 def _round(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
-
-
-def _write(path: Path, results: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
-    temporary.replace(path)

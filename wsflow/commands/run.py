@@ -11,6 +11,8 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from wsflow.files import held, write_whole
+
 TIMING = "timing.json"
 
 
@@ -43,7 +45,5 @@ def read_timing(folder: str | Path) -> dict[str, float]:
 def record_timing(folder: str | Path, **seconds: float) -> None:
     """Write down how long commands took, beside what is already there."""
     file = Path(folder) / TIMING
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(read_timing(folder) | seconds, indent=2) + "\n")
-    temporary.replace(file)
+    with held(file):
+        write_whole(file, json.dumps(read_timing(folder) | seconds, indent=2) + "\n")

@@ -15,6 +15,7 @@ from typing import Any
 
 from wsflow.commands.experiment_file import Case, Experiment, cases, read_experiment
 from wsflow.commands.results import read_results
+from wsflow.files import held, write_whole
 
 COLUMNS = (
     "samples.accuracy",
@@ -69,9 +70,10 @@ def table(files: Sequence[str], results: str = "docs/results.json", page: str | 
     else:
         if not Path(page).is_file():
             raise ValueError(f"there is no page {page}")
-        text = Path(page).read_text()
+        with held(Path(page).resolve()):
+            text = Path(page).read_text()
+            write_whole(Path(page).resolve(), filled(text, results))
         drawn = [name for _, name, _ in MARK.findall(text)]
-        Path(page).write_text(filled(text, results))
         print(f"{len(drawn)} tables in {page}")
     draw(drawn, results)
 

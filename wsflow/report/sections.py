@@ -354,7 +354,7 @@ def write(folder: Path, page: str, gallery: Gallery) -> Path:
     Returns:
         The page.
     """
-    from wsflow.callbacks.atomic import replacing
+    from wsflow.files import replacing
 
     for name, content in gallery.files.items():
         with replacing(folder / "figures" / name) as file:

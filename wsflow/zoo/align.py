@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from wsflow.alignment import Aligner, check_same_functions
+from wsflow.files import write_whole
 from wsflow.weightspace import Objective
 from wsflow.weightspace.symmetry import check_permutations
-from wsflow.zoo.shards import ZooError, read_tensors, write_bytes
+from wsflow.zoo.shards import ZooError, read_tensors
 from wsflow.zoo.store import Zoo
 
 
@@ -89,6 +90,6 @@ def _read(path: Path, zoo: Zoo) -> list[Tensor] | None:
 def _write(path: Path, perms: list[Tensor]) -> None:
     tensors = {f"perm.{i}": p.long().cpu().contiguous() for i, p in enumerate(perms)}
     try:
-        write_bytes(path, safetensors.torch.save(tensors))
+        write_whole(path, safetensors.torch.save(tensors))
     except OSError as error:
         warnings.warn(f"the alignment cannot be cached beside the zoo: {error}", stacklevel=2)

@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from wsflow.files import write_whole
 
 ABANDONED = 3600.0
 """Seconds after which a temporary file is taken for a killed writer's."""
@@ -33,23 +33,6 @@ ABANDONED = 3600.0
 
 class ZooError(ValueError):
     """A zoo that is missing, incomplete, damaged or foreign."""
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is either there in full or not at all, also after a crash.
-
-    Processes may write one file at the same time: each has a temporary file of its own, and the last one stays.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
 
 
 def remove_leftovers(directory: Path) -> None:
@@ -62,7 +45,7 @@ def remove_leftovers(directory: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write plain data as JSON, atomically."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -131,7 +114,7 @@ def write_shard(
         "sha256": hashlib.sha256(content).hexdigest(),
         **(extra or {}),
     }
-    write_bytes(path, content)
+    write_whole(path, content)
     write_json(path.with_suffix(".json"), sidecar)
     return sidecar
 
@@ -158,14 +141,6 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_tensors(path: Path, names: list[str] | None = None) -> dict[str, Tensor]:

@@ -16,12 +16,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from wsflow.files import write_whole
 from wsflow.weightspace import WeightSpace
 from wsflow.weightspace.statistics import batch_statistics
 from wsflow.zoo.exchange.folder import new_folder, refuse_existing
 from wsflow.zoo.exchange.importing import NETWORKS
 from wsflow.zoo.exchange.onnx_model import onnx_bytes
-from wsflow.zoo.shards import ZooError, write_bytes
+from wsflow.zoo.shards import ZooError
 from wsflow.zoo.store import Zoo
 
 BATCH = 64
@@ -45,7 +46,7 @@ def export_network(space: WeightSpace, theta: Tensor, path: str | Path) -> None:
     write = _writer(path.suffix.removeprefix("."))
     if path.exists():
         raise ZooError(f"{path} exists already; give another path or remove it")
-    write_bytes(path, write(space, _checked(space, theta)))
+    write_whole(path, write(space, _checked(space, theta)))
 
 
 def export_zoo(
@@ -78,8 +79,8 @@ def export_zoo(
     with new_folder(output) as folder:
         for part in torch.split(torch.arange(len(rows)), BATCH):
             for place, theta in zip(part.tolist(), _complete(zoo, rows[part]), strict=True):
-                write_bytes(folder / names[place], write(zoo.space, theta))
-        write_bytes(folder / NETWORKS, _table(zoo, rows, names).encode())
+                write_whole(folder / names[place], write(zoo.space, theta))
+        write_whole(folder / NETWORKS, _table(zoo, rows, names).encode())
     return [output / name for name in names]
 
 

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsflow.files import write_whole
 from wsflow.tasks.base import BaseTask
 from wsflow.weightspace import WeightSpace
 from wsflow.zoo.exchange.fitting import Fitter
 from wsflow.zoo.exchange.folder import new_folder, refuse_existing
 from wsflow.zoo.exchange.labels import Labels, from_names, from_table, labels, merged
 from wsflow.zoo.exchange.sources import Files, Source, open_source
-from wsflow.zoo.shards import ZooError, shard_tensors, write_bytes, write_shard
+from wsflow.zoo.shards import ZooError, shard_tensors, write_shard
 from wsflow.zoo.store import Zoo
 from wsflow.zoo.write import split_buffers, write_manifest
 
@@ -138,7 +139,7 @@ class Writer:
             sidecars.append(write_shard(folder, len(sidecars), tensors))
         if not sidecars:
             raise ZooError(f"there are no networks to import; {len(self.dropped)} were left out")
-        write_bytes(folder / NETWORKS, self._list().encode())
+        write_whole(folder / NETWORKS, self._list().encode())
         return sidecars
 
     def _chunks(self) -> Iterator[tuple[list[int], Tensor]]:

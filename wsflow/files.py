@@ -1,0 +1,72 @@
+"""Files that are there in full or not at all, and that several processes may change.
+
+A file is written beside its place, to the disk, and renamed: whoever reads the place finds what was there before or
+what is there now, also after a crash or on a full disk.  What is read, changed and written again is held meanwhile, so
+that of two processes that do it together none loses what the other one wrote.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+try:
+    import fcntl
+except ImportError:  # no POSIX: files are replaced as a whole there too, but not held
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def replacing(place: Path) -> Iterator[IO[bytes]]:
+    """A file beside its place, for writing; when it is whole and on the disk, it takes that place.
+
+    Processes may write one file at the same time: each has a temporary file of its own, and the last one stays.
+
+    Args:
+        place: The file, whose folder is made; one that is there stays as it was if anything fails.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, place)
+    finally:
+        temporary.unlink(missing_ok=True)
+    handle = os.open(place.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(place: Path, content: str | bytes) -> None:
+    """Write a file by :func:`replacing`; text as UTF-8."""
+    with replacing(place) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def held(place: Path) -> Iterator[None]:
+    """Wait until no other process holds the file's folder, and hold it, to read a file and replace it.
+
+    Nothing is left behind.  Where the file system knows no locks, nobody waits.
+
+    Args:
+        place: The file, whose folder is made; the file itself need not be there.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(place.parent, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
