@@ -22,6 +22,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
+from wsflow.files import write_whole
 from wsflow.module import FlowMatchingModule
 from wsflow.zoo import SamplesPart, Zoo, ZooError, write_networks
 
@@ -91,7 +92,7 @@ class SampleWriter(BasePredictionWriter):
         file = self.parts / f"{trainer.global_rank:05d}-{batch_idx:08d}.safetensors"
         tensors = {"index": batch.cpu().contiguous(), "theta": prediction.float().cpu().contiguous()}
         tensors["evaluations"] = torch.tensor(evaluations)
-        safetensors.torch.save_file(tensors, file)
+        write_whole(file, safetensors.torch.save(tensors))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put all batches together once every process has written its own."""
