@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "tasks": {"weightspace", "description"},
     "zoo": {"weightspace", "alignment", "tasks", "description", "memory", "files"},
     "metrics": {"weightspace", "geometry", "alignment", "tasks"},
-    "uses": {"weightspace", "tasks", "zoo"},
+    "uses": {"weightspace", "tasks", "zoo", "files"},
     "schedule": set(),
     "optim": set(),
     "checkpoint": {"weightspace", "description"},

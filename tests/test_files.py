@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from wsflow import cli
+from wsflow.commands import run
 from wsflow.commands.comparison import Settings, keep, known_entry
 from wsflow.commands.results import merge, read_results
 from wsflow.commands.run import read_timing, record_timing
@@ -84,3 +86,29 @@ def test_cases_and_times_of_two_commands_stand_side_by_side(tmp_path: Path) -> N
     record_timing(tmp_path, fit=1.0)
     record_timing(tmp_path, evaluate=2.0)
     assert read_timing(tmp_path) == {"fit": 1.0, "evaluate": 2.0}
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{"])
+def test_damaged_times_are_begun_anew(content: str, tmp_path: Path) -> None:
+    (tmp_path / "timing.json").write_text(content)
+    with pytest.warns(UserWarning, match=r"timing.json is damaged"):
+        record_timing(tmp_path, fit=1.0)
+    assert read_timing(tmp_path) == {"fit": 1.0}
+
+
+def test_times_that_cannot_be_written_cost_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("Read-only file system")
+
+    monkeypatch.setattr(run, "write_whole", refuse)
+    with pytest.warns(UserWarning, match=r"timing.json cannot be written, times are not kept: Read-only"):
+        record_timing(tmp_path, fit=1.0)
+
+
+def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "collect", (interrupted, "says nothing"))
+    assert cli.main(["collect"]) == cli.INTERRUPTED == 130
+    assert capsys.readouterr().err == "wsflow: interrupted\n"

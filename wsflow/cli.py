@@ -25,7 +25,7 @@ from typing import Any
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -61,8 +61,8 @@ STAGES = ("fit", "validate", "test")
 
 WEIGHTS = "A checkpoint whose weights fit begins with, to train them on in another way; of no effect elsewhere."
 
-TERMINATED = 128 + signal.SIGTERM
-"""Exit status of a process that SIGTERM ended, by the shell's convention."""
+TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
+"""Exit status of a process that a signal ended, by the shell's convention."""
 
 
 class StageConfig(SaveConfigCallback):
@@ -139,7 +139,7 @@ class WsflowCLI(LightningCLI):
         if self._fast:  # Lightning 2.6 saves last.ckpt even then
             for callback in trainer.checkpoint_callbacks:
                 trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
-        trainer.callbacks += [FailTogether(), Preemption()]  # type: ignore[attr-defined]
+        trainer.callbacks += [LambdaCallback(on_exception=self._stopped), FailTogether(), Preemption()]  # type: ignore[attr-defined]
         return trainer
 
     def before_fit(self) -> None:
@@ -170,13 +170,21 @@ class WsflowCLI(LightningCLI):
     def after_fit(self) -> None:
         """Write down how long training took, with what it took before it was resumed, and say what comes next."""
         if self.trainer.is_global_zero and not self._fast:
-            before = read_timing(self.trainer.default_root_dir).get("fit", 0.0) if self._ckpt_path else 0.0
-            record_timing(self.trainer.default_root_dir, fit=before + time.perf_counter() - self._begin)
+            self._record()
             callbacks = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
             paths = [path for c in callbacks for path in (c.last_model_path, c.best_model_path) if path]
             stopped = any(callback.stopped_epoch for callback in self.trainer.early_stopping_callbacks)
             for path in sorted(paths, key=lambda path: (Path(path).stem == "last") == stopped)[:1]:
                 print(f"next: wsflow predict --ckpt_path {shown(path)}")
+
+    def _stopped(self, trainer: Trainer, *_: Any) -> None:
+        """Write down how long a training took that a signal or an error ends."""
+        if trainer.global_step and trainer.is_global_zero and not self._fast:
+            self._record()
+
+    def _record(self) -> None:
+        before = read_timing(self.trainer.default_root_dir).get("fit", 0.0) if self._ckpt_path else 0.0
+        record_timing(self.trainer.default_root_dir, fit=before + time.perf_counter() - self._begin)
 
     @property
     def _fast(self) -> bool:
@@ -271,7 +279,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: What follows ``wsflow`` on the command line; taken from there by default.
 
     Returns:
-        The exit status: 0, 1 after an error, 143 where SIGTERM ended a training.
+        The exit status: 0, 1 after an error, 143 where SIGTERM ended a training, 130 after Ctrl-C.
     """
     given = list(sys.argv[1:] if args is None else args)
     try:
@@ -287,6 +295,9 @@ def main(args: Sequence[str] | None = None) -> int:
         if getattr(rank_zero_only, "rank", 0) == 0:
             print(f"wsflow: {stop}", file=sys.stderr)
         return TERMINATED
+    except KeyboardInterrupt:
+        print("wsflow: interrupted", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

@@ -20,6 +20,10 @@ except ImportError:  # no POSIX: files are replaced as a whole there too, but no
     fcntl = None  # type: ignore[assignment]
 
 
+ABANDONED = 3600.0
+"""Seconds after which what is temporary is taken for a killed writer's."""
+
+
 @contextmanager
 def replacing(place: Path) -> Iterator[IO[bytes]]:
     """A file beside its place, for writing; when it is whole and on the disk, it takes that place.

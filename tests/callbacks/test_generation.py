@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
+from itertools import cycle
 
 import pytest
 import torch
@@ -121,12 +123,64 @@ def test_what_predict_gives_is_written_in_order(data, tmp_path):
 
 
 def test_the_batch_that_needed_most_is_counted(data, tmp_path, monkeypatch):
-    flow, counts = module(data), iter([3, 9, 5])
+    flow, counts = module(data), cycle([3, 9, 5])
     flow.sampler, flow.sample_seed = Sampler(steps=1), 0
     monkeypatch.setattr(Sampler, "evaluations", property(lambda self: next(counts), lambda self, count: None))
     writer = SampleWriter(tmp_path / "samples")
     predict(flow, 10, writer)
     assert writer.evaluations == 9
+
+
+class Joined(SampleWriter):
+    """Another prediction into the same folder begins and ends while this one is on its way."""
+
+    def __init__(self, path, other, **arguments):
+        super().__init__(path, **arguments)
+        self.other = other
+
+    def write_on_batch_end(self, *args):
+        super().write_on_batch_end(*args)
+        if args[5] == 1:
+            predict(self.other, 6, SampleWriter(self.path, overwrite=True))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_predictions_into_one_folder_do_not_mix(overwrite, data, tmp_path):
+    path, flows = tmp_path / "samples", (module(data), module(data))
+    for seed, flow in enumerate(flows):
+        flow.sampler, flow.sample_seed = Sampler(steps=2), seed
+    kept, n = (flows[0], 10) if overwrite else (flows[1], 6)
+    writer = Joined(path, flows[1], overwrite=overwrite)
+    if overwrite:
+        predict(flows[0], 10, writer)
+    else:
+        with pytest.raises(ZooError, match="exists already"):
+            predict(flows[0], 10, writer)
+    zoo = Zoo.open(path)
+    zoo.verify()
+    expected = kept.sample(range(n), kept.sample_seed, Sampler(steps=2))
+    torch.testing.assert_close(zoo.theta, expected, rtol=1e-5, atol=1e-5)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["samples"]
+
+
+def test_networks_that_are_missing_are_no_samples(data, tmp_path):
+    class Forgetful(SampleWriter):
+        def write_on_batch_end(self, *args):
+            if args[5] != 2:
+                super().write_on_batch_end(*args)
+
+    with pytest.raises(ZooError, match="holds 8 networks, and not the 10 that were asked for"):
+        predict(module(data), 10, Forgetful(tmp_path / "samples"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_predictions_left_is_removed_after_an_hour(data, tmp_path):
+    old, new = tmp_path / ".samples.parts-old", tmp_path / ".samples.parts-new"
+    for folder in (old, new):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    predict(module(data), 3, SampleWriter(tmp_path / "samples"))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".samples.parts-new", "samples"]
 
 
 def test_nothing_is_left_behind_under_the_name_of_the_samples_when_predict_fails(data, tmp_path):

@@ -7,6 +7,7 @@ import torch
 from processes import TROUBLE, finish, free_port, slurm, start, weights, wsflow
 
 from wsflow.cli import TERMINATED, main
+from wsflow.commands.run import read_timing
 
 pytestmark = pytest.mark.timeout(900)  # several processes, one after another, on a busy machine
 
@@ -80,7 +81,9 @@ def test_a_terminated_fit_resumes_exactly(step, fit, tmp_path, capsys):
     told = f"wsflow: stopped after step {step}; the training is saved in {saved}: continue it with --ckpt_path last"
     assert message == [told]
     assert torch.load(saved, weights_only=True)["global_step"] == step
+    before = read_timing(tmp_path / "run")["fit"]
     assert main([*fit("run"), "--ckpt_path", "last"]) == 0
+    assert read_timing(tmp_path / "run")["fit"] > before > 0
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 

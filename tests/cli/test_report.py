@@ -183,6 +183,22 @@ def test_what_one_file_lacks_does_not_cost_the_page(run, tmp_path):
     assert read_runs([other])[0].curves == {}
 
 
+def test_a_run_that_was_moved_is_shown_with_its_own_samples(run, tmp_path):
+    """Where the run was made there may be another one by now."""
+    moved = shutil.copytree(run, tmp_path / "moved")
+    cases = read_runs([moved])[0].cases
+    assert len(cases) == 2
+    assert all(case.samples.is_relative_to(moved) for case in cases)
+    report = json.loads((moved / "few" / "report.json").read_text())
+    for text, words in (
+        ({"origin": report["origin"]}, "no scores of samples"),
+        (report["origin"], "no report of wsflow"),
+    ):
+        (moved / "few" / "report.json").write_text(json.dumps(text))
+        with pytest.raises(ValueError, match=rf"few/report.json is .*{words}"):
+            read_runs([moved])
+
+
 def test_damaged_times_are_left_out(run, tmp_path):
     other = shutil.copytree(run, tmp_path / "odd")
     (other / "timing.json").write_text("{")

@@ -236,7 +236,7 @@ def test_a_folder_that_cannot_be_written_only_costs_the_cache(task, scrambled, m
     def refuse(*_):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(align_module, "write_bytes", refuse)
+    monkeypatch.setattr(align_module, "write_whole", refuse)
     with pytest.warns(UserWarning, match="cannot be cached"):
         make(task, scrambled, aligner=WeightMatching())
 

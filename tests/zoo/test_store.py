@@ -144,10 +144,15 @@ def test_a_flipped_bit_is_found_by_verify(written):
         ({"version": 99}, "format version 99.*update"),
         ({"shards": []}, "damaged: it lacks shards"),
         ({"rows": 6}, "inconsistent"),
+        ({"version": "x", "rows": None}, "zoo.json is damaged: version, rows cannot be read"),
+        ({"shards": 3}, "zoo.json is damaged: shards cannot be read"),
+        ({"shards": [{}]}, "zoo.json is damaged: shards cannot be read"),
+        ({"space": None, "task": "x", "data": []}, "zoo.json is damaged: space, task, data cannot be read"),
+        ({"seconds_per_network": "x"}, "zoo.json is damaged: seconds_per_network cannot be read"),
         ({"space": {**NETWORK, "init_args": {"widths": [3, 5, 2]}}}, "weights of another architecture.*D = 32"),
         ({"space": {**NETWORK, "class_path": "nowhere.net"}}, "'nowhere.net' cannot be imported"),
     ],
-    ids=["foreign", "newer", "no shards", "rows", "architecture", "factory"],
+    ids=str,
 )
 def test_wrong_manifests_are_refused(written, changes, message):
     edit(written, **changes)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from wsflow.files import replacing
 from wsflow.metrics import Report
 
 GENERATED, HELDOUT, TRAIN = "#c8501e", "#1f5a94", "#b5b5b5"
@@ -120,8 +121,8 @@ def weight_means(samples: Mapping[str, Tensor], mean: float = 1.0, std: float = 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure (the suffix says in what format); folders are made."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=150)
     return path
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import safetensors.torch
 import torch
@@ -22,7 +23,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from wsflow.files import write_whole
+from wsflow.files import ABANDONED, held, write_whole
 from wsflow.module import FlowMatchingModule
 from wsflow.zoo import SamplesPart, Zoo, ZooError, write_networks
 
@@ -55,24 +56,27 @@ class SampleWriter(BasePredictionWriter):
         interval: Interval = "batch"
         super().__init__(interval)
         self.path, self.extra, self.overwrite, self.part = Path(path), dict(extra or {}), overwrite, part
-        self.evaluations, self._begin = 0, 0.0
-        if part is not None:
-            return
-        if self.path.exists() and not overwrite:
-            raise ZooError(f"{self.path} exists already; give another folder, or --overwrite to replace it")
-        if self.path.exists() and Zoo.open(self.path).kind != "samples":
-            raise ZooError(f"{self.path} holds trained networks; it is not replaced by generated ones")
+        self.evaluations, self._begin, self._token = 0, 0.0, ""
+        if part is None:
+            self._refuse_taken()
 
     @property
     def parts(self) -> Path:
-        """The hidden folder that batches are written to."""
+        """The hidden folder that batches are written to, of this prediction alone."""
+        return self.path.with_name(f"{self._prefix}{self._token}")
+
+    @property
+    def _prefix(self) -> str:
         number = "" if self.part is None else f"-{self.part.share[0]}"
-        return self.path.with_name(f".{self.path.name}.parts{number}")
+        return f".{self.path.name}.parts{number}-"
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make an empty folder for the batches."""
+        """Make a folder for the batches, and remove those that killed predictions left behind."""
+        self._token = trainer.strategy.broadcast(uuid4().hex)
         if trainer.is_global_zero:
-            shutil.rmtree(self.parts, ignore_errors=True)
+            for left in self.path.parent.glob(f"{self._prefix}*"):
+                if time.time() - left.stat().st_mtime > ABANDONED:
+                    shutil.rmtree(left, ignore_errors=True)
             self.parts.mkdir(parents=True)
         trainer.strategy.barrier("wsflow_samples_begin")
         self._begin = time.perf_counter()
@@ -98,16 +102,24 @@ class SampleWriter(BasePredictionWriter):
         """Put all batches together once every process has written its own."""
         trainer.strategy.barrier("wsflow_samples_written")
         if trainer.is_global_zero:
-            self._assemble(pl_module, trainer.world_size * (time.perf_counter() - self._begin))
+            asked = sorted(getattr(trainer.predict_dataloaders, "dataset", ()))
+            self._assemble(pl_module, asked, trainer.world_size * (time.perf_counter() - self._begin))
         trainer.strategy.barrier("wsflow_samples_assembled")
 
-    def _assemble(self, pl_module: LightningModule, seconds: float) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing behind."""
+        if trainer.is_global_zero and self._token:
+            shutil.rmtree(self.parts, ignore_errors=True)
+
+    def _assemble(self, pl_module: LightningModule, asked: list[int], seconds: float) -> None:
         if not isinstance(pl_module, FlowMatchingModule):
             raise TypeError(f"SampleWriter writes what FlowMatchingModule generates, not {type(pl_module).__name__}")
         parts = [safetensors.torch.load_file(file) for file in sorted(self.parts.glob("*.safetensors"))]
         self.evaluations = max(int(part["evaluations"]) for part in parts)
         index = torch.cat([part["index"] for part in parts])
         order = index.argsort()
+        if index[order].tolist() != asked:
+            raise ZooError(f"{self.parts} holds {len(index)} networks, and not the {len(asked)} that were asked for")
         theta = torch.cat([part["theta"] for part in parts])[order]
         if self.part is not None:
             self.part.write(pl_module.space, theta, seconds, device_name(pl_module.device))
@@ -117,10 +129,19 @@ class SampleWriter(BasePredictionWriter):
         cost = {"seconds_per_network": seconds / len(index), "device": device_name(pl_module.device)}
         extra = {**self.extra, **cost}
         write_networks(folder, theta, pl_module.space, run=index[order], extra=extra)
-        if self.path.exists():
-            os.replace(self.path, self.parts / "replaced")
-        os.replace(folder, self.path)
+        with held(self.path):
+            self._refuse_taken()
+            if self.path.exists():
+                os.replace(self.path, self.parts / "replaced")
+            os.replace(folder, self.path)
         shutil.rmtree(self.parts)
+
+    def _refuse_taken(self) -> None:
+        """Raise ZooError where the folder exists and may not be replaced."""
+        if self.path.exists() and not self.overwrite:
+            raise ZooError(f"{self.path} exists already; give another folder, or --overwrite to replace it")
+        if self.path.exists() and Zoo.open(self.path).kind != "samples":
+            raise ZooError(f"{self.path} holds trained networks; it is not replaced by generated ones")
 
 
 def device_name(device: str | torch.device) -> str:

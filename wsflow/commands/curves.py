@@ -8,6 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from wsflow.files import replacing
+
 PANELS = {
     "accuracy": "accuracy",
     "loss": "loss",
@@ -44,5 +46,5 @@ def save_curves(lines: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]], 
         figure.axes[0].legend(fontsize="small")
     else:
         figure.suptitle(next(iter(lines)), fontsize="medium")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=110, metadata={"Software": None})

@@ -23,6 +23,7 @@ from wsflow.commands.run import read_timing, shown
 from wsflow.commands.table import draw, tables
 from wsflow.files import write_whole
 from wsflow.zoo import file_hash
+from wsflow.zoo.shards import read_json
 
 RECORD = "experiment.json"
 STEPS, NETWORKS, CHECKPOINT = 16, 400, "last"
@@ -193,7 +194,7 @@ def _run_stages(plan: Iterator[Stage], place: Path, run: Callable[[list[str]], N
 def _report(case: Case, place: Path, split: str) -> dict[str, Any]:
     """What evaluate wrote, with the time of the training, and of those that gave the weights it began with."""
     folder = _target(case, place, split)
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    report: dict[str, Any] = read_json(folder / "report.json")
     times = {name: value for name, value in read_timing(place).items() if name in ("collect", "fit", "fit_before")}
     return report | {f"timing.{name}": value for name, value in times.items()}
 
@@ -241,7 +242,7 @@ def _text(value: Any) -> str:
 
 def _read(place: Path) -> dict[str, Any]:
     file = place / RECORD
-    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    found: dict[str, Any] = read_json(file) if file.exists() else {}
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,5 +33,5 @@ def report(
     from wsflow.report import report as write  # matplotlib takes its time to import
 
     folder = Path(out) if out is not None else Path(runs[0] if len(runs) == 1 else ".", "report")
-    place = write(runs, folder, title, licence, n, lambda text: print(f"report: {text}", flush=True))
+    place = write(runs, folder, title, licence, n, lambda text: print(f"report: {text}", file=sys.stderr, flush=True))
     print(f"page in {shown(place)}, figures in {shown(place.parent / 'figures')}")

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 
 from wsflow.files import held, write_whole
 
@@ -39,11 +40,21 @@ def shown(path: str | Path) -> str:
 def read_timing(folder: str | Path) -> dict[str, float]:
     """Seconds by command; empty where nothing was recorded."""
     file = Path(folder) / TIMING
-    return json.loads(file.read_text()) if file.exists() else {}
+    try:
+        found = json.loads(file.read_text()) if file.exists() else {}
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        rank_zero_warn(f"{file} is damaged: how long earlier commands took is not known", category=UserWarning)
+        return {}
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
 
 def record_timing(folder: str | Path, **seconds: float) -> None:
-    """Write down how long commands took, beside what is already there."""
+    """Write down how long commands took, beside what is already there; only warn where that cannot be written."""
     file = Path(folder) / TIMING
-    with held(file):
-        write_whole(file, json.dumps(read_timing(folder) | seconds, indent=2) + "\n")
+    try:
+        with held(file):
+            write_whole(file, json.dumps(read_timing(folder) | seconds, indent=2) + "\n")
+    except OSError as error:
+        rank_zero_warn(f"{file} cannot be written, times are not kept: {error}", category=UserWarning)

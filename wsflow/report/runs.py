@@ -143,7 +143,10 @@ def _cases(folder: Path) -> Iterator[Case]:
         values = read_json(file)
         if not isinstance(values.get("origin"), dict):
             raise ValueError(f"{file} is no report of wsflow evaluate: it does not say what it is of")
-        places = [Path(values["origin"].get("samples") or ""), file.parent / "samples"]
+        if not any(name.startswith("samples.") and isinstance(value, int | float) for name, value in values.items()):
+            raise ValueError(f"{file} is damaged: it holds no scores of samples")
+        recorded = Path(values["origin"].get("samples") or "")
+        places = [file.parent / recorded.name, file.parent / "samples", recorded]  # the run's own, wherever it is now
         samples = next((place for place in places if (place / "zoo.json").is_file()), None)
         manifest = read_json(samples / "zoo.json") if samples is not None else {}
         yield Case(file.parent.relative_to(folder).as_posix().removeprefix("."), values, samples, manifest)

@@ -320,7 +320,7 @@ def _initialisation(one: Studied, gallery: Gallery) -> str:
     for file in files:
         try:
             parts += _curves(one.run, file, gallery)
-        except (KeyError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             parts.append(missing(file.name, f"it cannot be read ({type(error).__name__})"))
     return "\n".join(["<h3>As starts of training</h3>", *parts]) if parts else ""
 

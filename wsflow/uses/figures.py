@@ -10,6 +10,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from wsflow.files import replacing
+
 NAMES = {"accuracy": "accuracy", "loss": "loss (nats)", "mse": "mean squared error", "nll": "NLL (nats)"}
 
 
@@ -41,5 +43,7 @@ def learning_curve_figure(result: Mapping[str, Any]) -> Figure:
 def save_learning_curves(result: Mapping[str, Any], folder: Path) -> None:
     """Write the figure as PNG and SVG."""
     figure = learning_curve_figure(result)
-    figure.savefig(folder / "initialisation.png", dpi=150, metadata={"Software": None})
-    figure.savefig(folder / "initialisation.svg", metadata={"Date": None})
+    with replacing(folder / "initialisation.png") as file:
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+    with replacing(folder / "initialisation.svg") as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})

@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from wsflow.description import describe
+from wsflow.files import held
 from wsflow.memory import parse_bytes
 from wsflow.tasks.base import BaseTask
 from wsflow.weightspace import GaussianInitializer, Initializer
@@ -195,13 +196,13 @@ class Collector:
             "collector": self.description,
         }
         file = path / SETTINGS
-        if file.exists():
-            refuse_other_settings(path, read_json(file), settings, ignore=MAY_CHANGE)
-        elif (path / MANIFEST).exists() or any(path.glob("shard-*")):
-            raise ZooError(f"{path} holds networks that 'collect' did not make; give another path")
-        else:
-            path.mkdir(parents=True, exist_ok=True)
-            write_json(file, settings)
+        with held(file):
+            if file.exists():
+                refuse_other_settings(path, read_json(file), settings, ignore=MAY_CHANGE)
+            elif (path / MANIFEST).exists() or any(path.glob("shard-*")):
+                raise ZooError(f"{path} holds networks that 'collect' did not make; give another path")
+            else:
+                write_json(file, settings)
 
     def _collect_shard(self, task: BaseTask, path: Path, shard: int, bar: Progress) -> None:
         chunks = self._chunks(task, shard)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsflow.files import held
 from wsflow.weightspace import WeightSpace
 from wsflow.zoo.settings import refuse_other_settings
 from wsflow.zoo.shards import ZooError, read_json, read_sidecar, shard_tensors, write_json, write_shard
@@ -95,10 +96,10 @@ class SamplesPart:
     def _claim(self, settings: Mapping[str, Any]) -> None:
         """Write the settings to a new folder, or compare them with those of one that exists."""
         file = self.path / SETTINGS
-        if file.exists():
-            refuse_other_settings(self.path, read_json(file), settings)
-        elif (self.path / MANIFEST).exists() or any(self.path.glob("shard-*")):
-            raise ZooError(f"{self.path} holds networks that were not written part by part; give another folder")
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(file, settings)
+        with held(file):
+            if file.exists():
+                refuse_other_settings(self.path, read_json(file), settings)
+            elif (self.path / MANIFEST).exists() or any(self.path.glob("shard-*")):
+                raise ZooError(f"{self.path} holds networks that were not written part by part; give another folder")
+            else:
+                write_json(file, settings)

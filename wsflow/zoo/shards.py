@@ -25,10 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from wsflow.files import write_whole
-
-ABANDONED = 3600.0
-"""Seconds after which a temporary file is taken for a killed writer's."""
+from wsflow.files import ABANDONED, write_whole
 
 
 class ZooError(ValueError):
@@ -125,6 +122,8 @@ def read_sidecar(directory: Path, index: int) -> dict[str, Any] | None:
     if not path.exists():
         return None
     sidecar: dict[str, Any] = read_json(path)
+    if not isinstance(sidecar, dict) or not isinstance(sidecar.get("file"), str) or "bytes" not in sidecar:
+        raise ZooError(f"{path} is damaged: it does not say what file it is of; delete it, and the shard is made again")
     file = directory / sidecar["file"]
     return sidecar if file.exists() and file.stat().st_size == sidecar["bytes"] else None
 

@@ -8,7 +8,7 @@ Generated networks use the same format, without starts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -265,9 +265,25 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     manifest = read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ZooError(f"{path / MANIFEST} is not the manifest of a wsflow zoo")
+    _refuse_other_types(path / MANIFEST, manifest)
     if manifest.get("version", 0) > VERSION:
         raise ZooError(f"{path} has format version {manifest['version']}; this wsflow reads up to {VERSION}: update it")
     missing = {"kind", "task", "space", "rows", "shards"} - set(manifest)
     if missing or not manifest["shards"]:
         raise ZooError(f"{path / MANIFEST} is damaged: it lacks {sorted(missing) or 'shards'}")
     return manifest
+
+
+def _refuse_other_types(file: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise ZooError where a part of a manifest is not what it should be."""
+    plain: dict[str, Any] = {"version": int, "rows": int, "seconds_per_network": (int, float), "space": dict}
+    wrong = [name for name, kind in plain.items() if name in manifest and not isinstance(manifest[name], kind)]
+    described = ("task", "data", "geometry", "sampling")
+    wrong += [name for name in described if not isinstance(manifest.get(name), dict | None)]
+    shards = manifest.get("shards", [])
+    if not isinstance(shards, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("file"), str) for one in shards
+    ):
+        wrong.append("shards")
+    if wrong:
+        raise ZooError(f"{file} is damaged: {', '.join(wrong)} cannot be read")
