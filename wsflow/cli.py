@@ -179,7 +179,7 @@ class WsflowCLI(LightningCLI):
 
     def _stopped(self, trainer: Trainer, *_: Any) -> None:
         """Write down how long a training took that a signal or an error ends."""
-        if trainer.global_step and trainer.is_global_zero and not self._fast:
+        if self.config.subcommand == "fit" and trainer.global_step and trainer.is_global_zero and not self._fast:
             self._record()
 
     def _record(self) -> None:

@@ -189,6 +189,10 @@ def test_a_run_that_was_moved_is_shown_with_its_own_samples(run, tmp_path):
     cases = read_runs([moved])[0].cases
     assert len(cases) == 2
     assert all(case.samples.is_relative_to(moved) for case in cases)
+    elsewhere = shutil.copytree(moved / "few" / "samples", tmp_path / "elsewhere" / "samples")
+    main(["evaluate", "--samples", str(elsewhere), "--n=6", "--baselines=false", "--out", str(moved / "report.json")])
+    shutil.copytree(moved / "more" / "samples", moved / "samples")  # of another prediction, by the same name
+    assert next(case for case in read_runs([moved])[0].cases if not case.name).samples == elsewhere
     report = json.loads((moved / "few" / "report.json").read_text())
     for text, words in (
         ({"origin": report["origin"]}, "no scores of samples"),

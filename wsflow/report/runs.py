@@ -145,11 +145,21 @@ def _cases(folder: Path) -> Iterator[Case]:
             raise ValueError(f"{file} is no report of wsflow evaluate: it does not say what it is of")
         if not any(name.startswith("samples.") and isinstance(value, int | float) for name, value in values.items()):
             raise ValueError(f"{file} is damaged: it holds no scores of samples")
-        recorded = Path(values["origin"].get("samples") or "")
-        places = [file.parent / recorded.name, file.parent / "samples", recorded]  # the run's own, wherever it is now
-        samples = next((place for place in places if (place / "zoo.json").is_file()), None)
-        manifest = read_json(samples / "zoo.json") if samples is not None else {}
+        samples, manifest = _samples(file, values)
         yield Case(file.parent.relative_to(folder).as_posix().removeprefix("."), values, samples, manifest)
+
+
+def _samples(file: Path, values: Mapping[str, Any]) -> tuple[Path | None, dict[str, Any]]:
+    """The networks that a report is of, and their manifest, also where the run was moved.
+
+    These are the ones that took as long as the report says; of none, or after another prediction, the run's own.
+    """
+    recorded = Path(values["origin"].get("samples") or "")
+    places = [file.parent / recorded.name, recorded, file.parent / "samples"]
+    found = [(place, read_json(place / "zoo.json")) for place in places if (place / "zoo.json").is_file()]
+    cost = values.get("timing.seconds_per_network")
+    same = [one for one in found if one[1].get("seconds_per_network") == cost]
+    return next(iter(same + found), (None, {}))
 
 
 def _timing(file: Path) -> dict[str, float]:
