@@ -6,6 +6,7 @@ It has the parameters of :class:`wsflow.fields.RelationalTransformer` and comput
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,9 +27,9 @@ class DenseLayer(Layer):
         super().__init__(width, edge_width, heads)
         self.register_buffer("hidden", torch.zeros(mask.shape).masked_fill(~mask, -1e9), persistent=False)
         for name, axis in (("reached", 1), ("read", 0)):
-            self.register_buffer(name, mask.any(dim=axis).float()[:, None], persistent=False)
+            self.register_buffer(name, mask.any(dim=axis).float()[:, None, None], persistent=False)
 
-    def _messages(self, seen: list[Tensor], normed: list[Tensor], joins: Joins) -> tuple[Messages, Messages]:
+    def _messages(self, seen: Sequence[Tensor], normed: list[Tensor], joins: Joins) -> tuple[Messages, Messages]:
         """Zero for neurons without an edge of the direction."""
         into, out_of = exchange(self.inward, self.outward, seen, normed, joins, lambda scores: scores + self.hidden)
         assert into[0] is not None
@@ -51,13 +52,13 @@ class DenseRelationalTransformer(RelationalTransformer):
         sizes = (kwargs["width"], kwargs["edge_width"], kwargs["heads"])
         self.layers = torch.nn.ModuleList(DenseLayer(*sizes, mask) for _ in self.layers)
 
-    def _updated(self, nodes: list[Tensor], edges: list[Tensor], context: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def _updated(self, nodes: Tensor, edges: list[Tensor], context: Tensor) -> tuple[Tensor, list[Tensor]]:
         """As the field it stands for."""
-        count = sum(self.sizes)
+        count = len(nodes)
         states = edges[0].new_zeros(len(context), count, count, edges[0].shape[-1])
         for (rows, columns), block in zip(self.places, edges, strict=True):
             states[:, rows, columns] = block
-        whole, dense = [torch.cat(nodes, dim=1)], [states]
+        dense = [states]
         for layer in self.layers:
-            whole, dense = layer(whole, dense, [(0, 0)], context)
-        return list(whole[0].split(self.sizes, dim=1)), [dense[0][:, rows, columns] for rows, columns in self.places]
+            nodes, dense = layer(nodes, dense, [count], [(0, 0)], context)
+        return nodes, [dense[0][:, rows, columns] for rows, columns in self.places]

@@ -24,6 +24,7 @@ from work import count, floors, synchronise
 from wsflow.fields import Endpoint, NeuronTransformer, RelationalTransformer, Velocity
 from wsflow.flow import ConstantNoisePath, GaussianPrior, GeodesicPath, Sampler
 from wsflow.geometry import Euclidean, Geometric
+from wsflow.memory import keep_freed_memory
 from wsflow.module import FlowMatchingModule
 from wsflow.weightspace import ZooBatch
 
@@ -140,6 +141,7 @@ def parse() -> Arguments:
 def main() -> None:
     args = parse()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the command line does
     module = make(args, field_of(args))
     imports = peak_gigabytes(args.device)
     run = sampling(module, args.batch) if args.sample else training(module, args.batch, args.device)

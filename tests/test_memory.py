@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
 import sys
 from functools import partial
 
@@ -207,3 +210,45 @@ def test_a_batch_on_cuda_stays_within_its_limit():
     assert measured <= 1.02 * limit
     assert plan.needed == pytest.approx(measured, rel=0.2)
     assert gib(plan.limit) == "0.0625 GiB"
+
+
+STEPS = """
+import resource, torch
+from wsflow.memory import keep_freed_memory
+print(int({keep}))
+faults = 0
+for size in (100_000, 300_000, 600_000):
+    for step in range(8):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        held = [torch.ones(size) for _ in range(40)]
+        del held
+        if step > 2:
+            faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+"""
+
+
+def page_faults(keep: str, **environment: str) -> tuple[bool, int]:
+    """Whether memory is kept, and page faults of steps that take up to 96 MB, in a process of its own."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS.format(keep=keep)],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kept, faults = done.stdout.split()
+    return bool(int(kept)), int(faults)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_kept_for_the_next_step():
+    kept, faults = page_faults("keep_freed_memory()")
+    assert kept
+    assert page_faults("False")[1] > 3 * faults + 20_000
+
+
+def test_the_users_own_settings_of_the_allocator_stay():
+    assert not page_faults("keep_freed_memory()", MALLOC_ARENA_MAX="2")[0]
+    assert not page_faults("keep_freed_memory()", GLIBC_TUNABLES="glibc.malloc.arena_max=2")[0]

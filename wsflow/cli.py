@@ -50,6 +50,7 @@ from wsflow.checkpoint import take_weights
 from wsflow.commands import parsers
 from wsflow.commands.errors import one_line
 from wsflow.commands.run import read_timing, record_timing, run_folder, run_loggers, shown
+from wsflow.memory import keep_freed_memory
 from wsflow.module import FlowMatchingModule
 from wsflow.zoo import ZooDataModule, parse_share, share_from_environment
 from wsflow.zoo.write import MANIFEST
@@ -303,6 +304,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def entry() -> None:
     """The console script; as with ``python -m wsflow``, classes of modules in the working directory are found."""
+    keep_freed_memory()
     sys.path.append(str(Path.cwd()))
     sys.exit(main())
 

@@ -342,7 +342,10 @@ def test_a_layer_is_the_formula(space: WeightSpace, heads: int) -> None:
     nodes = [torch.randn(batch, group.size, width).double() for group in space.groups]
     edges = [torch.randn(batch, block.out, block.in_, edge_width).double() for block in space.blocks]
     context = torch.randn(batch, width).double()
-    new_nodes, new_edges = layer(nodes, edges, space.joins, context)
+    together = torch.cat([node.transpose(0, 1) for node in nodes])
+    sizes = [group.size for group in space.groups]
+    states, new_edges = layer(together, edges, sizes, space.joins, context)
+    new_nodes = states.transpose(0, 1).split(sizes, dim=1)
     for b in range(batch):
         expected = reference(layer, [n[b] for n in nodes], [e[b] for e in edges], space.joins, context[b])
         for ours, slow in zip((new_nodes, new_edges), expected, strict=True):

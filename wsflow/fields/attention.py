@@ -12,13 +12,15 @@ that what one end of the edges asks is asked together: target i multiplies its e
 :math:`c'_i`, source j by all of :math:`c_j` and :math:`a'_j`.  An edge then takes part in four small products in all,
 of which none forms anything of its size.
 
-Shapes: nodes (B, n, d), edges (B, out, in, d_e), scores (B, 2 heads, out, in), inward heads first.
+Shapes: nodes (n, B, d), edges (B, out, in, d_e), scores (B, 2 heads, out, in), inward heads first.  In node states
+neurons come before networks, so that all groups are rows of one tensor that one product maps, and networks and heads
+are one index of a batched product.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +30,10 @@ Joins = Sequence[tuple[int, int]]
 """Indices of the target and the source group of each block."""
 
 Messages = list[Tensor | None]
-"""(B, n, d) by group, None for a group that nothing reaches."""
+"""(n, B, d) by group, None for a group that nothing reaches."""
+
+Affine = tuple[Tensor, Tensor | None]
+"""Weight and bias of an affine map."""
 
 
 class Attention(nn.Module):
@@ -49,28 +54,34 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def read(self, weights: Tensor, value: Tensor, edges: Tensor) -> Tensor:
-        """What receivers read of one block, (B, n, d), before :attr:`out`.
+        """What receivers see of one block, (n, B, heads, d_e + d_h): mean edges, and mean values of the senders.
 
         Args:
             weights: (B, heads, n, m), of n receivers over m senders.
-            value: (B, m, d), of the senders.
+            value: (m, B * heads, d_h), of the senders.
             edges: (B * n, m, d_e).
         """
         batch, heads, n, m = weights.shape
-        from_nodes = weights @ value.view(batch, m, heads, self.head_width).transpose(1, 2)
+        values = torch.bmm(weights.reshape(batch * heads, n, m), value.transpose(0, 1))
         pooled = torch.bmm(weights.transpose(1, 2).reshape(batch * n, heads, m), edges)
-        from_edges = pooled.transpose(0, 1) @ self.edge_values
-        return (
-            (from_nodes + from_edges.view(heads, batch, n, self.head_width).transpose(0, 1)).transpose(1, 2).flatten(2)
-        )
+        pooled = pooled.view(batch, n, heads, self.edge_width).transpose(0, 1)
+        return torch.cat([pooled, values.view(batch, heads, n, self.head_width).permute(2, 0, 1, 3)], dim=3)
 
     def finish(self, parts: Sequence[Sequence[Tensor]]) -> Messages:
         """Messages by group from what its neurons read of each block."""
-        return [self.out(sum(reads[1:], reads[0])) if reads else None for reads in parts]
+        reads = {group: sum(part[1:], part[0]) for group, part in enumerate(parts) if part}
+        out = self.out.weight.T.view(self.heads, self.head_width, -1)
+        weight = torch.cat([torch.bmm(self.edge_values, out), out], dim=1).flatten(0, 1)
+        rows = torch.cat([read.flatten(2) for read in reads.values()])
+        sizes = [len(read) for read in reads.values()]
+        messages = dict(
+            zip(reads, torch.split(nn.functional.linear(rows, weight.T, self.out.bias), sizes), strict=True)
+        )
+        return [messages.get(group) for group in range(len(parts))]
 
 
 class _End(NamedTuple):
-    """One end of the edges: (B, 2 heads, n, d_h) and (B * n, 2 heads, d_e), inward heads first, and (B, n, d)."""
+    """One end of the edges: (n, B * 2 heads, d_h) and (B * n, 2 heads, d_e), inward first, and (n, B * heads, d_h)."""
 
     nodes: Tensor
     edges: Tensor
@@ -93,8 +104,10 @@ def exchange(
         nodes: Normed node states by group.
         edges: Normed edge states by block.
         joins: The groups of each block.
-        hide: Applied to the scores of each block.
+        hide: Applied to the scores (B, 2 heads, out, in) of each block.
     """
+    if not joins:
+        return [None] * len(nodes), [None] * len(nodes)
     at_target = [edge.flatten(0, 1) for edge in edges]
     at_source = [edge.transpose(1, 2).flatten(0, 1) for edge in edges]
     targets, sources = _ends(inward, outward, nodes, joins)
@@ -110,57 +123,60 @@ def exchange(
     return inward.finish(received), outward.finish(returned)
 
 
+def by_group(nodes: Sequence[Tensor], groups: Iterable[int], maps: Sequence[Affine]) -> dict[int, list[Tensor]]:
+    """What affine maps give for the states of some groups, (n, B, outputs) each, from one product for all of them."""
+    chosen = list(dict.fromkeys(groups))
+    if not chosen:
+        return {}
+    rows = torch.cat([nodes[group] for group in chosen])
+    sizes = [len(nodes[group]) for group in chosen]
+    results = [torch.split(nn.functional.linear(rows, weight, bias), sizes) for weight, bias in maps]
+    return {group: list(parts) for group, *parts in zip(chosen, *results, strict=True)}
+
+
 def _ends(
     inward: Attention, outward: Attention, nodes: Sequence[Tensor], joins: Joins
 ) -> tuple[dict[int, _End], dict[int, _End]]:
     """What each group brings as a target and as a source."""
-    by_node, by_edge, heads = inward.head_width**-0.5, inward.edge_width**-0.5, 2 * inward.heads
-    at_target = _maps(inward.receive, outward.send, True, (by_node, by_edge, 1.0))
-    at_source = _maps(outward.receive, inward.send, False, (1.0, by_edge, 1.0))
-    targets = {i: _end(nodes[i], heads, *at_target) for i in dict.fromkeys(i for i, _ in joins)}
-    sources = {j: _end(nodes[j], heads, *at_source) for j in dict.fromkeys(j for _, j in joins)}
-    return targets, sources
-
-
-def _maps(
-    receive: nn.Linear, send: nn.Linear, receiver_first: bool, scales: tuple[float, float, float]
-) -> tuple[Tensor, Tensor, list[int]]:
-    """Weight, bias and sizes of the affine maps of one end, stacked: to :class:`_End`'s nodes, edges and value.
-
-    Args:
-        receive: Gives what the end asks where it receives.
-        send: Gives what it answers, and its value, where it sends.
-        receiver_first: Whether it receives inward.
-        scales: Multiply the three maps.
-    """
-    width, asked = receive.in_features, receive.out_features - receive.in_features
-    sizes, stacked = [2 * width, 2 * asked, width], []
-    scale = torch.cat([send.bias.new_full((n,), factor) for n, factor in zip(sizes, scales, strict=True)])
-    for mine, others in ((receive.weight, send.weight), (receive.bias, send.bias)):
-        query, to_edges = torch.split(mine, [width, asked])
-        key, value, of_edges = torch.split(others, [width, width, asked])
-        parts = [query, key, to_edges, of_edges] if receiver_first else [key, query, of_edges, to_edges]
-        stacked.append(torch.cat([*parts, value]) * (scale if mine.ndim == 1 else scale[:, None]))
-    return stacked[0], stacked[1], sizes
-
-
-def _end(state: Tensor, heads: int, weight: Tensor, bias: Tensor, sizes: list[int]) -> _End:
-    batch, n = state.shape[:2]
-    nodes, edges, value = torch.split(nn.functional.linear(state, weight, bias), sizes, dim=2)
-    return _End(
-        nodes.view(batch, n, heads, sizes[0] // heads).transpose(1, 2),
-        edges.view(batch * n, heads, sizes[1] // heads),
-        value,
+    targets, sources = _maps(inward, outward)
+    return (
+        {i: _end(inward, *parts) for i, parts in by_group(nodes, (i for i, _ in joins), targets).items()},
+        {j: _end(inward, *parts) for j, parts in by_group(nodes, (j for _, j in joins), sources).items()},
     )
+
+
+def _end(sizes: Attention, nodes: Tensor, edges: Tensor, value: Tensor) -> _End:
+    n, batch = nodes.shape[:2]
+    return _End(
+        nodes.view(n, batch * 2 * sizes.heads, sizes.head_width),
+        edges.transpose(0, 1).reshape(batch * n, 2 * sizes.heads, sizes.edge_width),
+        value.view(n, batch * sizes.heads, sizes.head_width),
+    )
+
+
+def _maps(inward: Attention, outward: Attention) -> tuple[list[Affine], list[Affine]]:
+    """The affine maps of targets and of sources to :class:`_End`'s nodes, edges and value, scores' scales included."""
+    width, asked = inward.out.in_features, inward.heads * inward.edge_width
+    by_node, by_edge = inward.head_width**-0.5, inward.edge_width**-0.5
+    targets, sources = [], []
+    for kind in ("weight", "bias"):
+        query, asks = getattr(inward.receive, kind).split([width, asked])
+        query_out, asks_out = getattr(outward.receive, kind).split([width, asked])
+        key, value, answers = getattr(inward.send, kind).split([width, width, asked])
+        key_out, value_out, answers_out = getattr(outward.send, kind).split([width, width, asked])
+        edges = (torch.cat([asks, answers_out, answers, asks_out]) * by_edge).split(2 * asked)
+        targets.append([torch.cat([query, key_out]) * by_node, edges[0], value_out])
+        sources.append([torch.cat([key, query_out]), edges[1], value])
+    return list(zip(*targets, strict=True)), list(zip(*sources, strict=True))
 
 
 def _scores(target: _End, source: _End, at_target: Tensor, at_source: Tensor) -> Tensor:
     """(B, 2 heads, out, in)."""
-    nodes = target.nodes @ source.nodes.transpose(2, 3)
-    batch, heads, out, size = nodes.shape
-    by_target = products(target.edges, at_target).view(batch, out, heads, size)
-    by_source = products(source.edges, at_source).view(batch, size, heads, out)
-    return nodes + by_target.transpose(1, 2) + by_source.permute(0, 2, 3, 1)
+    nodes = torch.bmm(target.nodes.transpose(0, 1), source.nodes.permute(1, 2, 0))
+    heads, (out, size) = target.edges.shape[1], nodes.shape[1:]
+    by_target = products(target.edges, at_target).view(-1, out, heads, size)
+    by_source = products(source.edges, at_source).view(-1, size, heads, out)
+    return nodes.view(-1, heads, out, size) + by_target.transpose(1, 2) + by_source.permute(0, 2, 3, 1)
 
 
 def _softmax(scores: Sequence[Tensor], receivers: Sequence[int], dim: int) -> list[Tensor]:

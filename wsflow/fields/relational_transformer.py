@@ -33,11 +33,13 @@ norms and depthwise kernels by projections between them and d.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wsflow.fields.attention import Attention, Joins, Messages, computed, exchange
+from wsflow.fields.attention import Attention, Joins, Messages, by_group, computed, exchange
 from wsflow.fields.ends import BlockWriter, FixedAxes, NodeEncoder, vector_head, zero
 from wsflow.fields.graph_field import GraphField
 from wsflow.weightspace import WeightSpace
@@ -93,10 +95,10 @@ class RelationalTransformer(GraphField):
 
     def _field(self, x: Tensor, context: Tensor) -> Tensor:
         first = self._first_states(x, self.space.groups, self.node_in, self.read)
-        nodes = list(first.values())
+        states = torch.cat([state.transpose(0, 1) for state in first.values()])
         edges = [encode(block.view(x)) for encode, block in zip(self.edge_in, self.space.blocks, strict=True)]
-        nodes, edges = self._updated(nodes, edges, context)
-        nodes = [self.norm(state) for state in nodes]
+        states, edges = self._updated(states, edges, context)
+        nodes = self.norm(states).transpose(0, 1).split([group.size for group in self.space.groups], dim=1)
         blocks = [
             out(edge) + write(nodes[target], nodes[source])
             for out, write, edge, (target, source) in zip(
@@ -105,15 +107,15 @@ class RelationalTransformer(GraphField):
         ]
         return self._flat(blocks, dict(zip(first, nodes, strict=True)), self.node_out, nodes[-1])
 
-    def _updated(self, nodes: list[Tensor], edges: list[Tensor], context: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Node and edge states after all layers."""
+    def _updated(self, nodes: Tensor, edges: list[Tensor], context: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Node states (N, B, d) and edge states (B, out, in, d_e) after all layers."""
+        sizes = [group.size for group in self.space.groups]
         for layer in self.layers:
+            arguments = (nodes, edges, sizes, self.space.joins, context)
             if self.recompute and self.training and torch.is_grad_enabled():
-                nodes, edges = checkpoint(
-                    layer, nodes, edges, self.space.joins, context, use_reentrant=False, preserve_rng_state=False
-                )
+                nodes, edges = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
-                nodes, edges = layer(nodes, edges, self.space.joins, context)
+                nodes, edges = layer(*arguments)
         return nodes, edges
 
 
@@ -141,42 +143,44 @@ class Layer(nn.Module):
         self.edge_mlp = nn.Sequential(nn.GELU(), nn.Linear(2 * edge_width, edge_width))
 
     def forward(
-        self, nodes: list[Tensor], edges: list[Tensor], joins: Joins, context: Tensor
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """New node states (B, n, d) by group and edge states (B, out, in, d_e) by block.
+        self, nodes: Tensor, edges: list[Tensor], sizes: list[int], joins: Joins, context: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """New states of all N nodes (N, B, d) and of the edges of each block (B, out, in, d_e).
 
         Args:
-            nodes: Node states by group.
+            nodes: Node states, group after group.
             edges: Edge states by block.
+            sizes: Neurons of each group.
             joins: Indices of the target and the source group of each block.
             context: (B, d), embedding of time and condition.
         """
-        modulation = self.modulation(nn.functional.silu(context))[:, None].chunk(6, dim=-1)
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
-        seen = [torch.addcmul(shift, self.node_norm(state), 1 + scale) for state in nodes]
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(nn.functional.silu(context)).chunk(6, -1)
+        seen = torch.addcmul(shift, self.node_norm(nodes), 1 + scale)
         normed = [computed(self.edge_norm(edge)) for edge in edges]
-        into, out_of = self._messages(seen, normed, joins)
-        nodes = [
-            torch.addcmul(state, 1 + gate, sum(updates[1:], updates[0]))
-            if (updates := [u for u in pair if u is not None])
-            else state
-            for state, pair in zip(nodes, zip(into, out_of, strict=True), strict=True)
-        ]
-        nodes = [
-            torch.addcmul(state, 1 + mlp_gate, self.mlp(torch.addcmul(mlp_shift, self.node_norm(state), 1 + mlp_scale)))
-            for state in nodes
-        ]
-        return nodes, self._edges(nodes, edges, normed, joins)
+        groups = torch.split(seen, sizes)
+        into, out_of = self._messages(groups, normed, joins)
+        read = torch.cat([_sum(pair, state) for state, *pair in zip(groups, into, out_of, strict=True)])
+        nodes = torch.addcmul(nodes, 1 + gate, read)
+        seen = torch.addcmul(mlp_shift, self.node_norm(nodes), 1 + mlp_scale)
+        nodes = torch.addcmul(nodes, 1 + mlp_gate, self.mlp(seen))
+        return nodes, self._edges(torch.split(nodes, sizes), edges, normed, joins)
 
-    def _messages(self, seen: list[Tensor], normed: list[Tensor], joins: Joins) -> tuple[Messages, Messages]:
+    def _messages(self, seen: Sequence[Tensor], normed: list[Tensor], joins: Joins) -> tuple[Messages, Messages]:
         return exchange(self.inward, self.outward, seen, normed, joins)
 
-    def _edges(self, nodes: list[Tensor], edges: list[Tensor], normed: list[Tensor], joins: Joins) -> list[Tensor]:
-        targets = {i: nn.functional.linear(nodes[i], self.edge_target.weight, self.edge_self.bias) for i, _ in joins}
-        sources = {j: self.edge_source(nodes[j]) for _, j in joins}
+    def _edges(self, nodes: Sequence[Tensor], edges: list[Tensor], normed: list[Tensor], joins: Joins) -> list[Tensor]:
+        targets = by_group(nodes, (i for i, _ in joins), [(self.edge_target.weight, self.edge_self.bias)])
+        sources = by_group(nodes, (j for _, j in joins), [(self.edge_source.weight, None)])
         result = []
         for edge, seen, (i, j) in zip(edges, normed, joins, strict=True):
-            ends = targets[i][:, :, None] + sources[j][:, None]
-            hidden = torch.addmm(ends.flatten(0, 2), seen.flatten(0, 2), self.edge_self.weight.T)
-            result.append(edge + self.edge_mlp(hidden).view(edge.shape))
+            hidden = nn.functional.linear(seen, self.edge_self.weight)
+            hidden += targets[i][0].transpose(0, 1)[:, :, None]
+            hidden += sources[j][0].transpose(0, 1)[:, None]
+            result.append(edge + self.edge_mlp(hidden))
         return result
+
+
+def _sum(messages: Sequence[Tensor | None], state: Tensor) -> Tensor:
+    """The sum of those messages that exist, of the shape of the states."""
+    found = [message for message in messages if message is not None]
+    return sum(found[1:], found[0]) if found else torch.zeros_like(state)
