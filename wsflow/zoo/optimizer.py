@@ -41,7 +41,7 @@ class Adam(RunOptimizer):
     def build(self, theta: Tensor) -> Optimizer:
         """``torch.optim.Adam`` on (B, D)."""
         beta1, beta2 = self.betas
-        return torch.optim.Adam([theta], self.lr, (beta1, beta2), self.eps, self.weight_decay)
+        return torch.optim.Adam([theta], self.lr, (beta1, beta2), self.eps, self.weight_decay, fused=True)
 
 
 class SGD(RunOptimizer):
@@ -61,7 +61,7 @@ class SGD(RunOptimizer):
 
     def build(self, theta: Tensor) -> Optimizer:
         """``torch.optim.SGD`` on (B, D)."""
-        return torch.optim.SGD([theta], self.lr, self.momentum, 0.0, self.weight_decay, self.nesterov)
+        return torch.optim.SGD([theta], self.lr, self.momentum, 0.0, self.weight_decay, self.nesterov, fused=True)
 
 
 class CosineDecay(RunOptimizer):
