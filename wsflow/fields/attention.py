@@ -72,11 +72,10 @@ class Attention(nn.Module):
         reads = {group: sum(part[1:], part[0]) for group, part in enumerate(parts) if part}
         out = self.out.weight.T.view(self.heads, self.head_width, -1)
         weight = torch.cat([torch.bmm(self.edge_values, out), out], dim=1).flatten(0, 1)
-        rows = torch.cat([read.flatten(2) for read in reads.values()])
+        rows = torch.cat([read.view(-1, len(weight)) for read in reads.values()])
         sizes = [len(read) for read in reads.values()]
-        messages = dict(
-            zip(reads, torch.split(nn.functional.linear(rows, weight.T, self.out.bias), sizes), strict=True)
-        )
+        together = torch.addmm(self.out.bias, rows, weight).view(sum(sizes), -1, self.out.out_features)
+        messages = dict(zip(reads, torch.split(together, sizes), strict=True))
         return [messages.get(group) for group in range(len(parts))]
 
 
@@ -124,12 +123,12 @@ def exchange(
 
 
 def by_group(nodes: Sequence[Tensor], groups: Iterable[int], maps: Sequence[Affine]) -> dict[int, list[Tensor]]:
-    """What affine maps give for the states of some groups, (n, B, outputs) each, from one product for all of them."""
+    """What affine maps give for the states of some groups, (n B, outputs) each, from one product for all of them."""
     chosen = list(dict.fromkeys(groups))
     if not chosen:
         return {}
-    rows = torch.cat([nodes[group] for group in chosen])
-    sizes = [len(nodes[group]) for group in chosen]
+    rows = torch.cat([nodes[group] for group in chosen]).flatten(0, 1)
+    sizes = [nodes[group].shape[:2].numel() for group in chosen]
     results = [torch.split(nn.functional.linear(rows, weight, bias), sizes) for weight, bias in maps]
     return {group: list(parts) for group, *parts in zip(chosen, *results, strict=True)}
 
@@ -139,19 +138,17 @@ def _ends(
 ) -> tuple[dict[int, _End], dict[int, _End]]:
     """What each group brings as a target and as a source."""
     targets, sources = _maps(inward, outward)
+    at_target = by_group(nodes, (i for i, _ in joins), targets)
+    at_source = by_group(nodes, (j for _, j in joins), sources)
     return (
-        {i: _end(inward, *parts) for i, parts in by_group(nodes, (i for i, _ in joins), targets).items()},
-        {j: _end(inward, *parts) for j, parts in by_group(nodes, (j for _, j in joins), sources).items()},
+        {i: _end(inward, len(nodes[i]), *parts) for i, parts in at_target.items()},
+        {j: _end(inward, len(nodes[j]), *parts) for j, parts in at_source.items()},
     )
 
 
-def _end(sizes: Attention, nodes: Tensor, edges: Tensor, value: Tensor) -> _End:
-    n, batch = nodes.shape[:2]
-    return _End(
-        nodes.view(n, batch * 2 * sizes.heads, sizes.head_width),
-        edges.transpose(0, 1).reshape(batch * n, 2 * sizes.heads, sizes.edge_width),
-        value.view(n, batch * sizes.heads, sizes.head_width),
-    )
+def _end(sizes: Attention, n: int, nodes: Tensor, edges: Tensor, value: Tensor) -> _End:
+    edges = edges.view(n, -1, 2 * sizes.heads, sizes.edge_width).transpose(0, 1).flatten(0, 1)
+    return _End(nodes.view(n, -1, sizes.head_width), edges, value.view(n, -1, sizes.head_width))
 
 
 def _maps(inward: Attention, outward: Attention) -> tuple[list[Affine], list[Affine]]:
@@ -176,7 +173,9 @@ def _scores(target: _End, source: _End, at_target: Tensor, at_source: Tensor) ->
     heads, (out, size) = target.edges.shape[1], nodes.shape[1:]
     by_target = products(target.edges, at_target).view(-1, out, heads, size)
     by_source = products(source.edges, at_source).view(-1, size, heads, out)
-    return nodes.view(-1, heads, out, size) + by_target.transpose(1, 2) + by_source.permute(0, 2, 3, 1)
+    scores = nodes.view(-1, heads, out, size) + by_target.transpose(1, 2)
+    scores += by_source.permute(0, 2, 3, 1)
+    return scores
 
 
 def _softmax(scores: Sequence[Tensor], receivers: Sequence[int], dim: int) -> list[Tensor]:
@@ -184,8 +183,11 @@ def _softmax(scores: Sequence[Tensor], receivers: Sequence[int], dim: int) -> li
     weights = list(scores)
     for group in dict.fromkeys(receivers):
         blocks = [block for block, receiver in enumerate(receivers) if receiver == group]
-        together = torch.cat([scores[b] for b in blocks], dim=dim) if len(blocks) > 1 else scores[blocks[0]]
-        parts = torch.split(together.softmax(dim), [scores[b].shape[dim] for b in blocks], dim=dim)
+        if len(blocks) == 1:
+            weights[blocks[0]] = scores[blocks[0]].softmax(dim)
+            continue
+        together = torch.cat([scores[b] for b in blocks], dim=dim).softmax(dim)
+        parts = torch.split(together, [scores[b].shape[dim] for b in blocks], dim=dim)
         for block, part in zip(blocks, parts, strict=True):
             weights[block] = part
     return weights

@@ -171,11 +171,11 @@ class Layer(nn.Module):
     def _edges(self, nodes: Sequence[Tensor], edges: list[Tensor], normed: list[Tensor], joins: Joins) -> list[Tensor]:
         targets = by_group(nodes, (i for i, _ in joins), [(self.edge_target.weight, self.edge_self.bias)])
         sources = by_group(nodes, (j for _, j in joins), [(self.edge_source.weight, None)])
-        result = []
+        result, width = [], self.edge_self.out_features
         for edge, seen, (i, j) in zip(edges, normed, joins, strict=True):
             hidden = nn.functional.linear(seen, self.edge_self.weight)
-            hidden += targets[i][0].transpose(0, 1)[:, :, None]
-            hidden += sources[j][0].transpose(0, 1)[:, None]
+            hidden += targets[i][0].view(len(nodes[i]), -1, width).transpose(0, 1)[:, :, None]
+            hidden += sources[j][0].view(len(nodes[j]), -1, width).transpose(0, 1)[:, None]
             result.append(edge + self.edge_mlp(hidden))
         return result
 
