@@ -61,11 +61,15 @@ def test_every_command_has_help(name, capsys):
 
 
 def test_the_version(capsys, monkeypatch):
+    """And what every command begins with: freed memory is kept."""
+    kept = []
+    monkeypatch.setattr("wsflow.cli.keep_freed_memory", lambda: kept.append(True))
     monkeypatch.setattr(sys, "argv", ["wsflow", "--version"])
     with pytest.raises(SystemExit) as stop:
         entry()
     assert stop.value.code == 0
     assert capsys.readouterr().out.strip() == wsflow.__version__
+    assert kept == [True]
 
 
 def test_a_module_in_the_working_directory_is_found(tmp_path, monkeypatch, capsys):
