@@ -58,6 +58,18 @@ def test_recomputing_layers_holds_less_for_the_backward_pass() -> None:
     assert sizes[1] < 0.6 * sizes[0]
 
 
+@pytest.mark.parametrize("space", [residual(), WeightSpace.from_module(mlp([5, 4, 3, 2]))], ids=["residual", "mlp"])
+def test_a_field_is_mapped_over_times_and_differentiated_in_time(space: WeightSpace) -> None:
+    """Its edge states do not depend on the time at first, its node states do."""
+    field, x, times = make(space).double(), torch.randn(3, space.dim).double(), torch.rand(2, 3).double()
+    with torch.no_grad():
+        together = torch.func.vmap(lambda t: field(x, t))(times)
+        torch.testing.assert_close(together, torch.stack([field(x, t) for t in times]))
+        slope = torch.func.jacfwd(lambda t: field(x, t.expand(3)))(times[0, :1])[:, :, 0]
+        moved = (field(x, times[0, :1].expand(3) + 1e-6) - field(x, times[0, :1].expand(3) - 1e-6)) / 2e-6
+        torch.testing.assert_close(slope, moved, rtol=1e-5, atol=1e-6)
+
+
 def test_a_field_computes_in_bf16_what_it_computes_in_float32() -> None:
     space = WeightSpace.from_module(mlp([5, 4, 3, 2]))
     x, t = torch.randn(3, space.dim), torch.rand(3)

@@ -173,8 +173,8 @@ class Layer(nn.Module):
         sources = by_group(nodes, (j for _, j in joins), [(self.edge_source.weight, None)])
         result, width = [], self.edge_self.out_features
         for edge, seen, (i, j) in zip(edges, normed, joins, strict=True):
-            hidden = nn.functional.linear(seen, self.edge_self.weight)
-            hidden += targets[i][0].view(len(nodes[i]), -1, width).transpose(0, 1)[:, :, None]
+            at_target = targets[i][0].view(len(nodes[i]), -1, width).transpose(0, 1)
+            hidden = nn.functional.linear(seen, self.edge_self.weight) + at_target[:, :, None]
             hidden += sources[j][0].view(len(nodes[j]), -1, width).transpose(0, 1)[:, None]
             result.append(edge + self.edge_mlp(hidden))
         return result
