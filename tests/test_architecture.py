@@ -76,6 +76,7 @@ ROOMS: dict[str, set[str]] = {
         "tasks",
         "zoo",
         "metrics",
+        "files",
         "memory",
         "module",
         "callbacks",

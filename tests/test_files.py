@@ -14,7 +14,7 @@ from wsflow.commands import run
 from wsflow.commands.comparison import Settings, keep, known_entry
 from wsflow.commands.results import merge, read_results
 from wsflow.commands.run import read_timing, record_timing
-from wsflow.files import held, replacing, write_whole
+from wsflow.files import claimed, held, replacing, write_whole
 
 
 def test_what_was_there_stays_where_writing_fails(tmp_path: Path) -> None:
@@ -55,6 +55,24 @@ def test_a_folder_is_free_again_after_an_error(tmp_path: Path) -> None:
         raise ValueError("inside")
     with held(tmp_path / "x"):
         pass
+
+
+def test_a_claimed_folder_is_one_processes_own_until_that_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    program = (
+        "import sys; from pathlib import Path; from wsflow.files import claimed\n"
+        "with claimed(Path(sys.argv[1])): print('mine', flush=True); input()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program, str(folder)], **pipes) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "mine\n"
+        with pytest.raises(BlockingIOError), claimed(folder):
+            pass
+        other.kill()
+    with claimed(folder), pytest.raises(BlockingIOError), claimed(folder):
+        pass
+    assert not list(folder.iterdir())
 
 
 def test_methods_of_two_processes_keep_their_seeds(tmp_path: Path) -> None:

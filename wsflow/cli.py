@@ -19,6 +19,7 @@ import time
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from wsflow.checkpoint import take_weights
 from wsflow.commands import parsers
 from wsflow.commands.errors import one_line
 from wsflow.commands.run import read_timing, record_timing, run_folder, run_loggers, shown
+from wsflow.files import claimed
 from wsflow.memory import keep_freed_memory
 from wsflow.module import FlowMatchingModule
 from wsflow.zoo import ZooDataModule, parse_share, share_from_environment
@@ -81,10 +83,10 @@ class StageConfig(SaveConfigCallback):
 
 
 class WsflowCLI(LightningCLI):
-    """``fit``, ``validate`` and ``test`` of a flow on a zoo."""
+    """``fit``, ``validate`` and ``test`` of a flow on a zoo; ``claims`` is closed when they have ended."""
 
-    def __init__(self, args: Sequence[str]) -> None:
-        self._begin = 0.0
+    def __init__(self, args: Sequence[str], claims: ExitStack) -> None:
+        self._begin, self._claims = 0.0, claims
         super().__init__(
             FlowMatchingModule,
             ZooDataModule,
@@ -146,11 +148,7 @@ class WsflowCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse to mix two trainings in a folder; collect the zoo if it is absent, and take the time."""
         root = Path(self.trainer.default_root_dir)
-        if self._ckpt_path is None and not self._fast and any(root.glob("checkpoints/*.ckpt")):
-            raise ValueError(
-                f"{root} holds checkpoints of another training: continue it with --ckpt_path last, "
-                "or choose another --trainer.default_root_dir"
-            )
+        self._refuse_checkpoints(root)
         kept = sorted(path.name for path in root.glob("checkpoints/*.ckpt"))
         last = any("last" in name for name in kept)
         if self._ckpt_path == "last" and kept and not last and not self._fast:
@@ -166,7 +164,26 @@ class WsflowCLI(LightningCLI):
             if "fit" in times and self.trainer.is_global_zero and not self._fast:
                 record_timing(root, fit_before=times["fit"] + times.get("fit_before", 0.0))
         self._collect(root)
+        if self.trainer.is_global_zero and not self._fast and self.trainer.checkpoint_callbacks:
+            self._claim(root)
         self._begin = time.perf_counter()
+
+    def _claim(self, root: Path) -> None:
+        """Keep other trainings out of the folder until this one has ended, also those that began at the same time."""
+        try:
+            self._claims.enter_context(claimed(root / "checkpoints"))
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is training in {root}: wait for it, or choose another --trainer.default_root_dir"
+            ) from None
+        self._refuse_checkpoints(root)
+
+    def _refuse_checkpoints(self, root: Path) -> None:
+        if self._ckpt_path is None and not self._fast and any(root.glob("checkpoints/*.ckpt")):
+            raise ValueError(
+                f"{root} holds checkpoints of another training: continue it with --ckpt_path last, "
+                "or choose another --trainer.default_root_dir"
+            )
 
     def after_fit(self) -> None:
         """Write down how long training took, with what it took before it was resumed, and say what comes next."""
@@ -248,7 +265,8 @@ def experiment(args: Sequence[str]) -> None:
 
 def stage(args: Sequence[str]) -> None:
     """Lightning's part."""
-    WsflowCLI(args)
+    with ExitStack() as claims:
+        WsflowCLI(args, claims)
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {

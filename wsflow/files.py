@@ -2,7 +2,8 @@
 
 A file is written beside its place, to the disk, and renamed: whoever reads the place finds what was there before or
 what is there now, also after a crash or on a full disk.  What is read, changed and written again is held meanwhile, so
-that of two processes that do it together none loses what the other one wrote.
+that of two processes that do it together none loses what the other one wrote.  A folder that only one process may fill
+is claimed by it.
 """
 
 from __future__ import annotations
@@ -74,3 +75,31 @@ def held(place: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Have a folder to oneself among those who claim it; a process that ends in any way lets it go.
+
+    Nothing is left in it, and its files are not :func:`held` meanwhile: both lock the folder.  Where the file system
+    knows no locks, everybody gets it.
+
+    Args:
+        folder: The folder, which is made.
+
+    Raises:
+        BlockingIOError: where somebody else has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:
+                pass
+        yield
+    finally:
+        os.close(handle)

@@ -11,7 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from wsflow.cli import main
+from wsflow.cli import WsflowCLI, main
+from wsflow.files import claimed
 from wsflow.tasks import Digits
 from wsflow.zoo import write_networks
 
@@ -125,6 +126,21 @@ def test_samples_are_not_overwritten(error_of, trained, zoos, tmp_path):
 def test_a_second_training_in_the_same_folder(command, error_of, trained):
     message = error_of(command("fit", "--trainer.default_root_dir", str(trained.parent.parent)))
     assert "holds checkpoints of another training" in message
+
+
+def test_two_trainings_at_once_in_one_folder(command, error_of, tmp_path, monkeypatch):
+    root = tmp_path / "run"
+    fit = command("fit", "--trainer.default_root_dir", str(root))
+    with claimed(root / "checkpoints"):
+        assert f"another process is training in {root}" in error_of(fit)
+    assert not [path for path in root.rglob("*") if path.suffix in (".ckpt", ".json")]
+
+    def collect(*_):
+        """As if another training had begun and ended meanwhile."""
+        (root / "checkpoints" / "last.ckpt").touch()
+
+    monkeypatch.setattr(WsflowCLI, "_collect", collect)
+    assert "holds checkpoints of another training" in error_of(fit)
 
 
 def test_evaluate_wants_networks_and_their_zoo(error_of, trained, zoos):
