@@ -46,7 +46,7 @@ def test_samplers_draw_from_the_posterior(task: Line, method: PosteriorMethod) -
 
 
 def test_hmc_says_that_its_chains_agree(task: Line) -> None:
-    notes = HMC(SHORT, 20, 60, 40, 5, 0.05, **PROBLEM).fit(task, 10, seed=0).notes
+    notes = HMC(SHORT, 20, 60, 400, 5, 0.05, **PROBLEM).fit(task, 10, seed=0).notes
     assert 0.6 < notes["acceptance"] < 0.95
     assert max(value for name, value in notes.items() if name.startswith("r_hat")) < 1.1
 
