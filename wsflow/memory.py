@@ -190,11 +190,11 @@ def keep_freed_memory() -> bool:
         return False
     try:
         library = ctypes.CDLL(None)
-        library.gnu_get_libc_version  # noqa: B018  # an AttributeError elsewhere
-        mallopt = library.mallopt
-    except (AttributeError, OSError, TypeError):
+    except (OSError, TypeError):  # no library by that way, as on Windows
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, 32 * 2**20)) and bool(mallopt(M_TRIM_THRESHOLD, KEPT))
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    return all(library.mallopt(*setting) for setting in ((M_MMAP_THRESHOLD, 32 * 2**20), (M_TRIM_THRESHOLD, KEPT)))
 
 
 def parse_bytes(text: str) -> int:
