@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -31,6 +32,23 @@ def test_what_was_there_stays_where_writing_fails(tmp_path: Path) -> None:
         fail()
     assert place.read_text() == "first \u00e9"
     assert [path.name for path in place.parent.iterdir()] == ["file.json"]
+
+
+def test_a_full_disk_is_one_line_with_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "made" / "zoo.safetensors"
+
+    def full(_: object) -> None:
+        with replacing(place):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(cli.COMMANDS, "collect", (full, "says nothing"))
+    assert cli.main(["collect"]) == 1
+    assert capsys.readouterr().err == (
+        f"wsflow: error: no space left on the disk for {place}: free some and begin again; what was finished is kept\n"
+    )
+    assert not list(place.parent.iterdir())
 
 
 def test_processes_that_change_a_file_together_lose_nothing(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ def replacing(place: Path) -> Iterator[IO[bytes]]:
 
     Args:
         place: The file, whose folder is made; one that is there stays as it was if anything fails.
+
+    Raises:
+        OSError: where it cannot be written, with the name of the place.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f".{place.name}.{uuid4().hex}.tmp")
@@ -42,6 +45,10 @@ def replacing(place: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, place)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(temporary)):  # a full disk names no file
+            error.filename = str(place)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     handle = os.open(place.parent, os.O_RDONLY)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from wsflow.tasks import Gaussians
+from wsflow.tasks import MNIST, Gaussians
 from wsflow.weightspace import NetworkInitializer
 from wsflow.zoo import SGD, Adam, Collector, EverySnapshot, ValidationSnapshot, Zoo, ZooError
 from wsflow.zoo import collect as module
@@ -228,6 +228,17 @@ def test_a_shard_of_diverged_runs_is_refused(task, tmp_path):
     collector = Collector(runs=4, epochs=30, batch_size=16, optimizer=SGD(1e12))
     with pytest.raises(ZooError, match="all runs of shard 0 diverged"):
         collector.collect(task, tmp_path, progress=False)
+    collector.optimizer = SGD(0.1)
+    with pytest.raises(ZooError, match=rf"lr is .* there and 0.1 here; no run .* delete {tmp_path}/settings.json"):
+        collector.collect(task, tmp_path, progress=False)
+    (tmp_path / "settings.json").unlink()
+    assert collector.collect(task, tmp_path, progress=False)
+
+
+def test_data_that_cannot_be_read_leave_nothing_behind(tmp_path):
+    with pytest.raises(ValueError, match="is not in"):
+        Collector(runs=4).collect(MNIST(data_dir=str(tmp_path / "absent")), tmp_path / "zoo", progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_gaussian_networks_are_drawn(tmp_path):

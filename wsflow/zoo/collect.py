@@ -123,6 +123,9 @@ class Collector:
             ZooError: where the directory holds a zoo of other settings, or every run of a shard diverged.
         """
         path = Path(path)
+        self._steps(task)
+        if task.has_data:
+            task.data("train")  # what cannot be read ends this before anything is written
         self._claim(task, path)
         mine = [i for i in range(self.shards) if i % share[1] == share[0] and read_sidecar(path, i) is None]
         with _progress(progress) as bar:
@@ -197,12 +200,17 @@ class Collector:
         }
         file = path / SETTINGS
         with held(file):
-            if file.exists():
-                refuse_other_settings(path, read_json(file), settings, ignore=MAY_CHANGE)
-            elif (path / MANIFEST).exists() or any(path.glob("shard-*")):
-                raise ZooError(f"{path} holds networks that 'collect' did not make; give another path")
-            else:
+            begun = (path / MANIFEST).exists() or any(path.glob("shard-*"))
+            if not file.exists():
+                if begun:
+                    raise ZooError(f"{path} holds networks that 'collect' did not make; give another path")
                 write_json(file, settings)
+                return
+            try:
+                refuse_other_settings(path, read_json(file), settings, ignore=MAY_CHANGE)
+            except ZooError as error:
+                hint = "" if begun else f"; no run is finished there: unless one is being trained, delete {file}"
+                raise ZooError(f"{error}{hint}") from None
 
     def _collect_shard(self, task: BaseTask, path: Path, shard: int, bar: Progress) -> None:
         chunks = self._chunks(task, shard)
