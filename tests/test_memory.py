@@ -247,6 +247,7 @@ def page_faults(keep: str, **environment: str) -> tuple[bool, int]:
 def test_freed_memory_is_kept_for_the_next_step():
     kept, faults = page_faults("keep_freed_memory()")
     assert kept
+    assert page_faults("keep_freed_memory()", GLIBC_TUNABLES="glibc.malloc.hugetlb=1")[0]
     assert page_faults("False")[1] > 3 * faults + 20_000
 
 

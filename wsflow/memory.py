@@ -181,12 +181,16 @@ def keep_freed_memory() -> bool:
     """Let this process keep up to :data:`KEPT` bytes that it frees, instead of giving them back and asking anew.
 
     Tensors of 32 MiB and more are given back at once all the same.  Nothing is changed where the user's environment
-    says how memory is allocated (``MALLOC_...`` or ``GLIBC_TUNABLES``), and under other C libraries than GNU's.
+    says how memory is allocated (``MALLOC_...``, or ``GLIBC_TUNABLES`` with more than ``glibc.malloc.hugetlb``), and
+    under other C libraries than GNU's.
 
     Returns:
         Whether it was changed.
     """
-    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+    tunables = [text for text in os.environ.get("GLIBC_TUNABLES", "").split(":") if text]
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    if not all(text.startswith("glibc.malloc.hugetlb=") for text in tunables):
         return False
     try:
         library = ctypes.CDLL(None)
