@@ -90,6 +90,7 @@ def slurm(rank: int, port: int, world: int = 2, nodes: int = 1, **more: str) -> 
         "SLURM_NTASKS_PER_NODE": tasks,
         "SLURM_NNODES": nodes,
         "SLURM_PROCID": rank,
+        "SLURM_STEP_ID": 0,
         "SLURM_LOCALID": rank % tasks,
         "SLURM_NODEID": rank // tasks,
         "SLURM_NODELIST": "localhost",

@@ -13,6 +13,7 @@ the whole trace.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -26,7 +27,7 @@ from typing import Any
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -54,7 +55,7 @@ from wsflow.commands.run import read_timing, record_timing, run_folder, run_logg
 from wsflow.files import claimed
 from wsflow.memory import keep_freed_memory
 from wsflow.module import FlowMatchingModule
-from wsflow.zoo import ZooDataModule, parse_share, share_from_environment
+from wsflow.zoo import ZooDataModule, parse_share, process_share, share_from_environment
 from wsflow.zoo.write import MANIFEST
 
 PLUGINS = (alignment, callbacks, fields, flow, geometry, losses, optim, schedule, tasks, weightspace)
@@ -120,7 +121,7 @@ class WsflowCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         if self.config.subcommand == "fit" and config.ckpt_path is None and commands.restarted():
             config.ckpt_path = "last"
-        if config.ckpt_path and not str(config.ckpt_path).startswith(("last", "best", "hpc", "registry")):
+        if config.ckpt_path and not re.fullmatch("last|best|hpc|registry(:.*)?", str(config.ckpt_path)):
             read_checkpoint(config.ckpt_path)
             if self.config.subcommand != "fit":
                 super()._parse_ckpt_path()
@@ -132,6 +133,8 @@ class WsflowCLI(LightningCLI):
         """
         config = self._get(self.config_init, "trainer")
         root = config.get("default_root_dir") or "runs"
+        if str(precision := config.get("precision")) in ("16-true", "bf16-true"):
+            raise ValueError(f"precision {precision}: weights are kept in float32; give {str(precision)[:-4]}mixed")
         kwargs |= commands.process_settings(config)
         if config.get("logger") is None and not config.get("fast_dev_run"):
             kwargs["logger"] = run_loggers(root)
@@ -139,6 +142,9 @@ class WsflowCLI(LightningCLI):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(Path(root, "checkpoints").resolve())
+        for stopping in trainer.early_stopping_callbacks:
+            if isinstance(stopping, EarlyStopping) and (stopping.monitor or "").startswith("val/"):
+                stopping._check_on_train_epoch_end = False  # an epoch may end by max_steps, with nothing validated yet
         if self._fast:  # Lightning 2.6 saves last.ckpt even then
             for callback in trainer.checkpoint_callbacks:
                 trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
@@ -151,6 +157,9 @@ class WsflowCLI(LightningCLI):
         self._refuse_checkpoints(root)
         kept = sorted(path.name for path in root.glob("checkpoints/*.ckpt"))
         last = any("last" in name for name in kept)
+        if self._ckpt_path == "last" and not self._fast:
+            for path in root.glob("checkpoints/last*.ckpt"):
+                read_checkpoint(path)
         if self._ckpt_path == "last" and kept and not last and not self._fast:
             raise ValueError(
                 f"{root / 'checkpoints'} has {', '.join(kept)} and no last checkpoint to go on from: name one with "
@@ -214,11 +223,21 @@ class WsflowCLI(LightningCLI):
         path: str | None = self._get(self.config, "ckpt_path")
         return path
 
-    @rank_zero_only
     def _collect(self, root: Path) -> None:
-        begin = time.perf_counter()
-        if self.datamodule.collector is not None and not Path(self.datamodule.path, MANIFEST).exists():
-            self.datamodule.prepare_data()
+        """Collect a zoo that is absent: by shares, where torchrun or SLURM started the processes, else in the first.
+
+        The others would wait for the first one, and not for longer than a process group is waited for.
+        """
+        data, begin = self.datamodule, time.perf_counter()
+        share = process_share() if commands.launched() else (0, 1)
+        first = getattr(rank_zero_only, "rank", 0) == 0
+        if data.collector is None or Path(data.path, MANIFEST).exists() or (share[1] == 1 and not first):
+            return
+        if share[1] > 1:
+            data.collector.collect(data.task, data.path, share, progress=first)
+        else:
+            data.prepare_data()
+        if first:
             record_timing(root, collect=time.perf_counter() - begin)
 
 

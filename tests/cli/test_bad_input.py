@@ -36,6 +36,8 @@ def zoo(zoos, trained, tmp_path):
         ("--data.collector.runs=0", "runs must be at least 1"),
         ("--trainer.max_epochs=x", "max_epochs"),
         ("--ckpt_path=absent.ckpt", "absent.ckpt"),
+        ("--ckpt_path=last_of_all.ckpt", "no checkpoint at last_of_all.ckpt"),
+        ("--trainer.precision=bf16-true", "give bf16-mixed"),
         ("--config=absent.yaml", "absent.yaml"),
     ],
     ids=lambda value: value.partition("=")[0] if value.startswith("--") else "",
@@ -98,6 +100,14 @@ def test_a_damaged_checkpoint(content, name, error_of, trained, tmp_path):
     path = tmp_path / "bad.ckpt"
     path.write_bytes(trained.read_bytes()[:5000] if content == "truncated" else content)
     assert "bad.ckpt" in error_of([name, "--ckpt_path", str(path)])
+
+
+def test_a_damaged_last_checkpoint(command, error_of, trained, tmp_path):
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.write_bytes(trained.read_bytes()[:5000])
+    assert f"{last} is damaged" in error_of(command("fit", "--ckpt_path", "last"))
+    assert len(last.read_bytes()) == 5000
 
 
 def test_a_foreign_checkpoint(error_of, tmp_path):

@@ -34,6 +34,8 @@ data:
   permute: true
 """
 
+SRUN = {"SLURM_NTASKS": "6", "SLURM_NNODES": "3", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_ID": "0"}
+
 
 def test_two_processes_generate_what_one_does(trained, tmp_path):
     common = ["predict", "--ckpt_path", str(trained), "--n", "11", "--batch_size", "3", "--accelerator", "cpu"]
@@ -83,6 +85,16 @@ def test_two_processes_train_as_one(fit, tmp_path):
     assert_equal(tmp_path / "one", tmp_path / "two")
 
 
+def test_processes_collect_an_absent_zoo_together(fit, tmp_path):
+    one, two = tmp_path / "zoo of one", tmp_path / "zoo of two"
+    shards = "--data.collector.init_args.shard_runs=10"
+    assert main(fit("one", "--data.path", str(one), shards)) == 0
+    wsflow(fit("two", "--data.batch_size=4", "--data.path", str(two), shards), TORCHRUN)
+    assert [path.name for path in sorted(two.iterdir())] == [path.name for path in sorted(one.iterdir())]
+    assert all((two / path.name).read_bytes() == path.read_bytes() for path in one.glob("*.safetensors"))
+    assert_equal(tmp_path / "one", tmp_path / "two")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["lightning", "two nodes of torchrun", "srun"])
 def test_other_launchers_do_the_same(launcher, fit, tmp_path):
@@ -107,7 +119,7 @@ def test_other_launchers_do_the_same(launcher, fit, tmp_path):
         ({}, {}),
         ({"RANK": "0", "WORLD_SIZE": "2"}, {}),
         ({"TORCHELASTIC_RUN_ID": "a", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, {"devices": 4, "num_nodes": 2}),
-        ({"SLURM_NTASKS": "6", "SLURM_NNODES": "3"}, {"devices": 2, "num_nodes": 3}),
+        (SRUN, {"devices": 2, "num_nodes": 3}),
         ({"SLURM_NTASKS": "1"}, {"devices": 1, "num_nodes": 1}),
         ({"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "interactive"}, {}),
     ],
@@ -115,6 +127,18 @@ def test_other_launchers_do_the_same(launcher, fit, tmp_path):
 )
 def test_launchers_say_how_many_processes_there_are(environment, expected):
     assert launched(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("SLURM_STEP_ID", "srun did not start this process: .*'srun wsflow"),
+        ("SLURM_NTASKS_PER_NODE", "give --ntasks-per-"),
+    ],
+)
+def test_jobs_whose_processes_would_wait_are_refused(missing, message):
+    with pytest.raises(ValueError, match=f"has 6 tasks, .*{message}"):
+        launched({name: value for name, value in SRUN.items() if name != missing})
 
 
 def test_launchers_say_whether_they_started_again():

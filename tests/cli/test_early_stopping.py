@@ -61,3 +61,12 @@ def test_training_stops_and_the_best_average_is_kept(command, tmp_path, capsys):
     newest = max(folder.glob("logs/csv/*/metrics.csv"), key=lambda path: path.stat().st_mtime)
     with newest.open() as file:
         assert float(next(csv.DictReader(file))["val/flow_loss"]) == pytest.approx(losses[best], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")  # there is no best checkpoint
+@pytest.mark.parametrize("option", ["max_steps=2", "limit_val_batches=0"])
+def test_a_training_without_a_validation_is_kept(option, command, tmp_path):
+    """The shipped config stops early; these end before there is anything to judge by."""
+    assert main(command("fit", f"--trainer.{option}")) == 0
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == (2 if option == "max_steps=2" else 8)

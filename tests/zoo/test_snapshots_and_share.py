@@ -53,7 +53,8 @@ def test_other_shares_are_refused(text):
     [
         ({}, (0, 1)),
         ({"RANK": "1", "WORLD_SIZE": "4"}, (1, 4)),
-        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "3"}, (2, 3)),
+        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "3", "SLURM_STEP_ID": "0"}, (2, 3)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "3"}, (0, 1)),
         ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "5"}, (2, 4)),
         (
             {
@@ -63,12 +64,13 @@ def test_other_shares_are_refused(text):
                 "SLURM_ARRAY_TASK_STEP": "2",
                 "SLURM_PROCID": "1",
                 "SLURM_NTASKS": "2",
+                "SLURM_STEP_ID": "1",
             },
             (5, 6),
         ),
         ({"RANK": "0", "WORLD_SIZE": "2", "SLURM_PROCID": "3", "SLURM_NTASKS": "9"}, (0, 2)),
     ],
-    ids=["alone", "torchrun", "srun", "array", "array of srun", "torchrun in slurm"],
+    ids=["alone", "torchrun", "srun", "batch script", "array", "array of srun", "torchrun in slurm"],
 )
 def test_the_environment_names_the_share(environment, expected):
     assert share_from_environment(environment) == expected

@@ -108,6 +108,7 @@ class Preemption(Checkpoint):
 
     def _stop(self, trainer: Trainer, note: int) -> None:
         """Save, requeue, and end the training on every process."""
+        group = self._group
         self.on_train_end(trainer, trainer.lightning_module)
         path = _last(trainer)
         if path is not None:
@@ -116,6 +117,8 @@ class Preemption(Checkpoint):
         next_ = "continue it with --ckpt_path last" if path is not None else "it is lost"
         if note == REQUEUE:
             next_ = _requeue() if trainer.is_global_zero else ""
+            if group is not None:
+                dist.barrier(group)  # a process that ends may end the step, and what asks for the job with it
         raise SIGTERMException(f"stopped after step {trainer.global_step}{saved}: {next_}")
 
 

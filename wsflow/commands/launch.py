@@ -16,6 +16,10 @@ def launched(environment: Mapping[str, str] | None = None) -> dict[str, int]:
 
     Args:
         environment: The environment variables; the process's own by default.
+
+    Raises:
+        ValueError: in a job of SLURM of several tasks where srun did not start this process, which would wait for
+            others, or where the tasks of a node are not given.
     """
     env = os.environ if environment is None else environment
     if "TORCHELASTIC_RUN_ID" in env:
@@ -23,8 +27,22 @@ def launched(environment: Mapping[str, str] | None = None) -> dict[str, int]:
         return {"devices": devices, "num_nodes": int(env["WORLD_SIZE"]) // devices}
     if "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         nodes = int(env.get("SLURM_NNODES", 1))
-        return {"devices": max(1, int(env["SLURM_NTASKS"]) // nodes), "num_nodes": nodes}
+        if (tasks := int(env["SLURM_NTASKS"])) > 1:
+            _check_step(env, tasks)
+        return {"devices": max(1, tasks // nodes), "num_nodes": nodes}
     return {}
+
+
+def _check_step(env: Mapping[str, str], tasks: int) -> None:
+    if "SLURM_STEP_ID" not in env:
+        raise ValueError(
+            f"this job of SLURM has {tasks} tasks, and srun did not start this process: start it by "
+            "'srun wsflow ...', or unset SLURM_NTASKS for one process"
+        )
+    if "SLURM_NTASKS_PER_NODE" not in env:
+        raise ValueError(
+            f"this job of SLURM has {tasks} tasks, and does not say how many a node has: give --ntasks-per-node"
+        )
 
 
 def restarted(environment: Mapping[str, str] | None = None) -> bool:

@@ -275,7 +275,9 @@ class TaskObjective(Objective):
         self.task, self.split, self.batch_size, self.shared, self.scale = task, split, batch_size, shared, scale
         count = len(task.data(split)[0])
         if batch_size is not None and not 1 <= batch_size <= count:
-            raise ValueError(f"batch_size {batch_size} does not fit the {count} data points of split {split!r}")
+            raise ValueError(
+                f"batch_size {batch_size} does not fit the {count} data points of split {split!r}; null takes them all"
+            )
         if shared and batch_size == count:
             self.batch_size = None  # nothing to draw
         self._placed = task.data(split)

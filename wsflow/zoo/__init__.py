@@ -8,7 +8,7 @@ from wsflow.zoo.loader import NetworkLoader
 from wsflow.zoo.optimizer import SGD, Adam, CosineDecay, RunOptimizer
 from wsflow.zoo.parts import SamplesPart
 from wsflow.zoo.shards import ZooError, file_hash
-from wsflow.zoo.share import array_share, parse_share, share_from_environment
+from wsflow.zoo.share import array_share, parse_share, process_share, share_from_environment
 from wsflow.zoo.snapshots import EverySnapshot, FinalSnapshot, SnapshotSchedule, ValidationSnapshot
 from wsflow.zoo.store import Zoo, split_runs
 from wsflow.zoo.write import write_manifest, write_networks
@@ -38,6 +38,7 @@ __all__ = [
     "file_hash",
     "import_zoo",
     "parse_share",
+    "process_share",
     "share_from_environment",
     "split_runs",
     "write_manifest",
