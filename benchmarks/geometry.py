@@ -1,8 +1,8 @@
 """Geometry for many networks at once, against a Python loop over networks.
 
-Encoding to canonical forms, exponential and logarithmic map and decoding of ``Geometric``: 256 perceptrons 30-16-16-2
-and 64 of 784-10-10 with weights N(0, 0.1^2), in one call against one call for each network.  Both are the same code and
-checked to give the same; one thread.  Times are the least processor time of several repetitions.
+Encoding to canonical forms, exponential and logarithmic map and decoding of ``Geometric``, from 256 perceptrons
+30-16-16-2 to four of 784-640-640-10 with weights N(0, 0.1^2), in one call against one call for each network. Both are
+the same code and checked to give the same; one thread. Times are the least processor time of several repetitions.
 
 Usage: ``python benchmarks/geometry.py [--output benchmarks/results/geometry.json] [--repeats 5] [--device cuda]``
 """
@@ -35,7 +35,12 @@ class Case(NamedTuple):
     networks: int
 
 
-CASES = (Case((30, 16, 16, 2), 256), Case((784, 10, 10), 64))
+CASES = (
+    Case((30, 16, 16, 2), 256),
+    Case((784, 10, 10), 64),
+    Case((784, 128, 128, 10), 16),
+    Case((784, 640, 640, 10), 4),
+)
 
 
 def operations(geometry: Geometric, theta: Tensor, others: Tensor) -> dict[str, tuple[Callable[..., Tensor], Tensor]]:

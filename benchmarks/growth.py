@@ -1,9 +1,10 @@
-"""How time and memory of a training step grow with the number of weights, from D = 8e2 to nearly 1e6.
+"""How time and memory of a training step and of sampling grow with the number of weights, from D = 8e2 to nearly 1e6.
 
 The Relational Transformer (5 layers, d = 32, d_e = 32) and the neuron transformer (5 layers, d = 32) take a step as in
-``train_step.py``, on perceptrons from 30-16-16-2 to 784-640-640-10, each in a process of its own.  From D = 1e5 on the
-Relational Transformer computes its layers again in the backward pass, and one call is measured, the first.  A case that
-needs more memory than ``--max-gigabytes`` by :func:`expected_gigabytes` is skipped with that reason.
+``train_step.py``, and generate networks in 16 Euler steps, on perceptrons from 30-16-16-2 to 784-640-640-10, each in a
+process of its own.  From D = 1e5 on the
+Relational Transformer computes its layers again in the backward pass; there one call is measured, the first.  A case
+that needs more memory than ``--max-gigabytes`` by :func:`expected_gigabytes` is skipped with that reason.
 
 The exponents printed are those of the straight lines through log D and log processor time (and memory beyond the
 imports) per network, over all sizes and over those from 784-10-10 on; 1 is linear growth.
@@ -24,6 +25,7 @@ from typing import Any
 from train_step import HERE, Case, device_options, passed_on, print_table, row_of, run, store
 
 RELATIONAL, NEURONS = "relational", "neurons"
+SAMPLING = ", 16 Euler steps"
 WIDTHS = (
     [30, 16, 16, 2],
     [784, 10, 10],
@@ -43,21 +45,24 @@ def weights(widths: Sequence[int]) -> int:
 
 
 def cases() -> list[Case]:
-    """Every size with either field."""
+    """Every size with either field, trained and sampled."""
     found = []
-    for name, options in ((RELATIONAL, ()), (NEURONS, ("--neuron",))):
-        for widths in WIDTHS:
-            big = weights(widths) > BIG and name == RELATIONAL
-            more = ("--recompute", "--once") if big else ("--repeats", "3")
-            found.append(Case(name, widths, 1 if weights(widths) > BIG else 2, (*options, *more)))
+    for sampled in (False, True):
+        for name, options in ((RELATIONAL, ()), (NEURONS, ("--neuron",))):
+            for widths in WIDTHS:
+                big = weights(widths) > BIG and name == RELATIONAL
+                more = ("--once",) if big else ("--repeats", "3")
+                more += ("--sample", "--steps", "16") if sampled else ("--recompute",) if big else ()
+                case = name + SAMPLING if sampled else name
+                found.append(Case(case, widths, 1 if weights(widths) > BIG else 2, (*options, *more)))
     return found
 
 
 def expected_gigabytes(case: Case) -> float:
-    """Memory of a step: states between layers, and one layer, or all where none is computed again."""
-    if case.name == NEURONS:
+    """Memory of a step: states between layers, and one layer, or all if none is computed again; of sampling: one."""
+    if case.name.startswith(NEURONS):
         return 0.0
-    layers = HELD + DEPTH if "--recompute" in case.options else HELD * DEPTH
+    layers = HELD + DEPTH if "--recompute" in case.options else HELD if "--sample" in case.options else HELD * DEPTH
     return 4e-9 * case.batch * layers * EDGE_WIDTH * weights(case.widths)
 
 
@@ -70,9 +75,9 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 
 def report(rows: list[dict[str, Any]], smallest: int) -> list[str]:
-    """Exponents of both fields over sizes from ``smallest`` weights on."""
+    """Exponents of both fields, trained and sampled, over sizes from ``smallest`` weights on."""
     lines = []
-    for name in (RELATIONAL, NEURONS):
+    for name in (RELATIONAL, NEURONS, RELATIONAL + SAMPLING, NEURONS + SAMPLING):
         kept = [row for row in rows if row["case"] == name and row.get("dim", 0) >= smallest]
         if len(kept) < 2:
             continue

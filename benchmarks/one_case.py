@@ -88,9 +88,9 @@ def training(module: FlowMatchingModule, batch: int, device: str = "cpu") -> Cal
     return step
 
 
-def sampling(module: FlowMatchingModule, batch: int) -> Callable[[], Any]:
-    """Generate networks in 100 Euler steps."""
-    return lambda: module.sample(range(batch), sampler=Sampler(steps=100), batch_size=batch)
+def sampling(module: FlowMatchingModule, batch: int, steps: int = 100) -> Callable[[], Any]:
+    """Generate networks in Euler steps."""
+    return lambda: module.sample(range(batch), sampler=Sampler(steps=steps), batch_size=batch)
 
 
 def measure(function: Callable[[], Any], repeats: int, once: bool = False, device: str = "cpu") -> dict[str, float]:
@@ -124,6 +124,7 @@ def parse() -> Arguments:
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--sample", action="store_true", help="generate, do not train")
+    parser.add_argument("--steps", type=int, default=100, help="Euler steps, with --sample")
     parser.add_argument("--recompute", action="store_true", help="compute layers again in the backward pass")
     parser.add_argument("--once", action="store_true", help="measure the first call, for cases that take minutes")
     parser.add_argument("--device", default="cpu")
@@ -144,7 +145,7 @@ def main() -> None:
     keep_freed_memory()  # as the command line does
     module = make(args, field_of(args))
     imports = peak_gigabytes(args.device)
-    run = sampling(module, args.batch) if args.sample else training(module, args.batch, args.device)
+    run = sampling(module, args.batch, args.steps) if args.sample else training(module, args.batch, args.device)
     result = measure(run, args.repeats, args.once, args.device)
     result |= {"peak_gigabytes": peak_gigabytes(args.device), "imports_gigabytes": imports}
     if args.work:
