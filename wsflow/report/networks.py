@@ -173,8 +173,14 @@ def overlaps(networks: Networks) -> dict[str, Numbers]:
 
 
 def midpoint_barriers(networks: Networks) -> dict[str, Barriers]:
-    """Barriers between trained networks and between generated ones, as they are and matched to the first of them."""
+    """Barriers between trained networks and between generated ones, as they are and matched to the first of them.
+
+    Raises:
+        MissingError: for a task without data.
+    """
     found, task = {}, networks.task
+    if not task.has_data:
+        raise MissingError("barriers need the data of a task")
 
     def evaluate(theta: Tensor) -> Mapping[str, Tensor]:
         return task.evaluate(theta, networks.split)

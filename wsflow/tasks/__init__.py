@@ -10,6 +10,7 @@ from wsflow.tasks.head import FashionMNISTHead
 from wsflow.tasks.mnist import MNIST, ConvFashionMNIST, ConvMNIST, FashionMNIST
 from wsflow.tasks.objectives import FGSM, PGD, AdversarialLoss, Attack, TaskLoss
 from wsflow.tasks.regression import RegressionTask
+from wsflow.tasks.without_data import WithoutData
 
 __all__ = [
     "FGSM",
@@ -30,4 +31,5 @@ __all__ = [
     "Gaussians",
     "RegressionTask",
     "TaskLoss",
+    "WithoutData",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wsflow.alignment import Aligner
 from wsflow.tasks.base import BaseTask
+from wsflow.tasks.without_data import WithoutData
 from wsflow.weightspace import Objective, ZooBatch
 from wsflow.weightspace.symmetry import random_permutations
 from wsflow.weightspace.transfer import send
@@ -42,8 +43,9 @@ class ZooDataModule(LightningDataModule):
     of the starts unless the field is equivariant.
 
     Args:
-        task: The base task; it must be the one the zoo was trained on.
-        path: The zoo's directory.
+        task: The base task; it must be the one the zoo was trained on.  By default the one that the zoo names or, where
+            it names none, its network :class:`wsflow.tasks.WithoutData`.
+        path: The zoo's directory; it must be given.
         collector: Collects the zoo where it is absent or incomplete; a zoo that is there must have its settings, but
             for ``memory``, ``shard_runs`` and ``device``.
         batch_size: Networks per batch and process.
@@ -65,13 +67,14 @@ class ZooDataModule(LightningDataModule):
             by default on devices other than the CPU, if they take at most a quarter of the free memory.
 
     Raises:
-        ValueError: unless batch size and passes are positive, and for earlier snapshots of others than final ones.
+        ValueError: unless batch size and passes are positive, for earlier snapshots of others than final ones, and
+            without a path, or without a task and a zoo.
     """
 
     def __init__(
         self,
-        task: BaseTask,
-        path: str,
+        task: BaseTask | None = None,
+        path: str = "",
         collector: Collector | None = None,
         batch_size: int = 32,
         aligner: Aligner | None = None,
@@ -91,7 +94,10 @@ class ZooDataModule(LightningDataModule):
             raise ValueError(f"batch_size and passes must be at least 1, got {batch_size} and {passes}")
         if snapshots and not final_only:
             raise ValueError("snapshots=True gives the way to each run's final snapshot and needs final_only=True")
-        self.task, self.path, self.collector, self.batch_size = task, path, collector, batch_size
+        if not path:
+            raise ValueError("path is missing: give the zoo's directory")
+        self.task = task if task is not None else _task_of(path)
+        self.path, self.collector, self.batch_size = path, collector, batch_size
         self.aligner, self.fractions, self.split_seed, self.final_only = aligner, fractions, split_seed, final_only
         self.permute, self.seed, self.passes, self.snapshots = permute, seed, passes, snapshots
         self.train_runs, self.on_device = train_runs, on_device
@@ -320,3 +326,13 @@ class ZooDataModule(LightningDataModule):
             start=None if start is None else space.permute(start, perms),
             path=path,
         )
+
+
+def _task_of(path: str) -> BaseTask:
+    """The task that a zoo names, or its network without data."""
+    if not (Path(path) / MANIFEST).exists():
+        raise ValueError(
+            f"there is no zoo in {path} to take the task from; give data.task, and a collector to make one"
+        )
+    zoo = Zoo.open(path)
+    return zoo.task or WithoutData.of(zoo.manifest["space"])
