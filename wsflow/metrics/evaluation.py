@@ -178,7 +178,7 @@ class Evaluation:
 
     def measure(self, theta: Tensor) -> Family:
         """Measure networks (n, D) against the training networks."""
-        x = self.form.match(self.form(theta), self.reference)
+        x = self._matched(theta)
         function, weight = self._distances(theta, x)
         return Family(theta, x, function, weight, quality(self.task, theta, self.split))
 
@@ -248,22 +248,29 @@ class Evaluation:
             return self._formed(noisy(size))
 
         @cache
-        def at(size: float) -> Family:
-            return self.measure(networks(size))
+        def distances(size: float) -> tuple[Tensor, Tensor]:
+            theta = networks(size)
+            return self._distances(theta, self._matched(theta))
 
         def in_function(size: float) -> float:
             return _relative(self._nearest(networks(size), 1).distance[:, 0], samples.function_distance)
 
         def in_both(size: float) -> float:
-            function, weight = at(size).function_distance, at(size).weight_distance
+            function, weight = distances(size)
             return min(_relative(function, samples.function_distance), _relative(weight, samples.weight_distance))
 
         if not baseline.compared:
-            return {baseline.name: (at(0.0), 0.0)}
+            return {baseline.name: (self.measure(networks(0.0)), 0.0)}
         least = match_noise(in_function)
         most = match_noise(in_both, least)
-        found = {baseline.name: (at(most), most)}
-        return found | ({f"{baseline.name}.function_matched": (at(least), least)} if least != most else {})
+        found = {baseline.name: (self.measure(networks(most)), most)}
+        if least != most:
+            found[f"{baseline.name}.function_matched"] = (self.measure(networks(least)), least)
+        return found
+
+    def _matched(self, theta: Tensor) -> Tensor:
+        """Canonical coordinates (n, dim), matched to the reference."""
+        return self.form.match(self.form(theta), self.reference)
 
     def _distances(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Distances to the nearest training networks, in function and in weights, (n,) each."""
