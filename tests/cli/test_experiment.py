@@ -139,6 +139,20 @@ def test_a_training_that_was_cut_short_goes_on(run, tmp_path):
     assert (place / "checkpoints/last.ckpt").read_bytes() == before  # nothing was left to train
 
 
+def test_comments_in_configs_are_no_other_settings(run, tmp_path, error_of, bands):
+    run("--seeds", "0", "--points", "plain", "--fit_only")
+    config = tmp_path / "fit.yaml"
+    text = config.read_text()
+    config.write_text("# words\n" + text)
+    file = tmp_path / "runs/experiments/bands_plain/seed_0/experiment.json"
+    record = json.loads(file.read_text())
+    record["fit"]["settings"]["configs"] = {"fit.yaml": text}  # as records of before hold it
+    file.write_text(json.dumps(record))
+    assert run("--seeds", "0", "--points", "plain", "--fit_only") == []
+    config.write_text(text + "seed_everything: 5\n")
+    assert "now (configs): remove it" in error_of(["experiment", bands.name, "--seeds", "0", "--fit_only"])
+
+
 def test_a_training_begins_with_the_weights_of_another(run, bands, tmp_path, error_of):
     still = "{class_path: torch.optim.SGD, init_args: {lr: 0.0}}"
     point = f"  more: {{weights_of: bands_plain, overrides: {{model.optimizer: {still}}}}}\n"

@@ -174,7 +174,7 @@ def _run_stages(plan: Iterator[Stage], place: Path, run: Callable[[list[str]], N
         commands.append(shlex.join(["wsflow", *stage.arguments]))
         record = _read(place)
         known = record.get(stage.name, {})
-        other = differing(known.get("settings", {}), stage.settings)  # older records have no hash of weights
+        other = differing(_recorded(known.get("settings", {})), stage.settings)  # older records have no hash of weights
         if stage.name == "fit" and other:
             raise ValueError(
                 f"{place} holds a training of other settings than the experiment's now ({', '.join(other)}): remove it "
@@ -226,14 +226,28 @@ def _show(case: Case, seed: int, report: Mapping[str, Any]) -> None:
     print(f"{case.key}, seed {seed}: " + ", ".join(f"{key} {value:.4g}" for key, value in shown.items()))
 
 
+def _said(text: str) -> Any:
+    """What a config says, whatever its comments, as plain data."""
+    return json.loads(json.dumps(yaml.safe_load(text), default=str))
+
+
 def _contents(configs: Sequence[Path]) -> dict[str, Any]:
-    return {"configs": {path.name: path.read_text() for path in configs}}
+    return {"configs": {path.name: _said(path.read_text()) for path in configs}}
+
+
+def _recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a record; older ones hold the configs as text."""
+    configs = settings.get("configs")
+    if configs is None:
+        return dict(settings)
+    said = {name: _said(value) if isinstance(value, str) else value for name, value in configs.items()}
+    return {**settings, "configs": said}
 
 
 def _fingerprint(configs: Sequence[Path]) -> str:
-    """A hash of what configs say, whatever their comments."""
-    said = [yaml.safe_load(path.read_text()) for path in configs]
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    """A hash of what configs say."""
+    said = [_said(path.read_text()) for path in configs]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _text(value: Any) -> str:
