@@ -5,7 +5,7 @@ import torch
 from scalable_networks import build, draw
 from torch import Tensor
 
-from wsflow.metrics import CanonicalWeights, distance, nearest_distance
+from wsflow.metrics import CanonicalWeights, distance, nearest_distance, weight_space
 from wsflow.weightspace import WeightSpace
 from wsflow.weightspace.symmetry import random_permutations, random_scales
 
@@ -61,7 +61,11 @@ def test_matching_takes_one_reference_for_all_or_one_for_each(space: WeightSpace
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_the_nearest_of_the_candidates(space: WeightSpace, theta: Tensor, k: int) -> None:
+@pytest.mark.parametrize("piece", [1, 2**22], ids=["one by one", "together"])
+def test_the_nearest_of_the_candidates(
+    space: WeightSpace, theta: Tensor, k: int, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_space, "PIECE", piece)
     form = CanonicalWeights(space)
     x, train = form(theta[:3]), form(theta[3:])
     index = torch.tensor([[0, 1, 2], [3, 2, 1], [1, 3, 0]])[:, :k]

@@ -18,6 +18,9 @@ from wsflow.alignment import Aligner, WeightMatching
 from wsflow.geometry import Normalized
 from wsflow.weightspace import WeightSpace
 
+PIECE = 2**22
+"""Coordinates of networks that are held against their candidates at once; each takes several times as much of them."""
+
 
 class CanonicalWeights:
     """Takes networks to canonical coordinates and back.
@@ -81,5 +84,8 @@ def nearest_distance(form: CanonicalWeights, x: Tensor, train: Tensor, index: Te
     Returns:
         (n,).
     """
-    pairs: Tensor = distance(form, x.repeat_interleave(index.shape[1], 0), train[index.flatten()])
-    return pairs.view(index.shape).amin(dim=1)
+    parts, step = [], max(1, PIECE // x.shape[1])
+    for some, places in zip(torch.split(x, step), torch.split(index, step), strict=True):
+        pairs = distance(form, some.repeat_interleave(places.shape[1], 0), train[places.flatten()])
+        parts.append(pairs.view(places.shape).amin(dim=1))
+    return torch.cat(parts)
