@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wsflow.fields.attention import Attention, Joins, Messages, by_group, computed, exchange
+from wsflow.fields.attention import Affine, Attention, Joins, Messages, by_group, computed, exchange
 from wsflow.fields.ends import BlockWriter, FixedAxes, NodeEncoder, vector_head, zero
 from wsflow.fields.graph_field import GraphField
 from wsflow.weightspace import WeightSpace
@@ -169,15 +169,20 @@ class Layer(nn.Module):
         return exchange(self.inward, self.outward, seen, normed, joins)
 
     def _edges(self, nodes: Sequence[Tensor], edges: list[Tensor], normed: list[Tensor], joins: Joins) -> list[Tensor]:
-        targets = by_group(nodes, (i for i, _ in joins), [(self.edge_target.weight, self.edge_self.bias)])
-        sources = by_group(nodes, (j for _, j in joins), [(self.edge_source.weight, None)])
-        result, width = [], self.edge_self.out_features
+        into = self._at_ends(nodes, [i for i, _ in joins], (self.edge_target.weight, self.edge_self.bias))
+        out_of = self._at_ends(nodes, [j for _, j in joins], (self.edge_source.weight, None))
+        weight, result = computed(self.edge_self.weight).T.contiguous(), []
         for edge, seen, (i, j) in zip(edges, normed, joins, strict=True):
-            at_target = targets[i][0].view(len(nodes[i]), -1, width).transpose(0, 1)
-            hidden = nn.functional.linear(seen, self.edge_self.weight) + at_target[:, :, None]
-            hidden += sources[j][0].view(len(nodes[j]), -1, width).transpose(0, 1)[:, None]
-            result.append(edge + self.edge_mlp(hidden))
+            ends = (into[i][:, :, None] + out_of[j][:, None]).flatten(0, 2)
+            hidden = torch.addmm(ends, seen.flatten(0, 2), weight)  # the product adds to the ends while it is cached
+            result.append(edge + self.edge_mlp(hidden).view_as(edge))
         return result
+
+    def _at_ends(self, nodes: Sequence[Tensor], groups: Sequence[int], end: Affine) -> dict[int, Tensor]:
+        """What an affine map gives for the states of some groups, (B, n, 2 d_e)."""
+        found = by_group(nodes, groups, [end])
+        rows = {group: one.view(len(nodes[group]), -1, one.shape[-1]) for group, (one,) in found.items()}
+        return {group: one.transpose(0, 1).contiguous() for group, one in rows.items()}
 
 
 def _sum(messages: Sequence[Tensor | None], state: Tensor) -> Tensor:
