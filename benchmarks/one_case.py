@@ -1,7 +1,7 @@
 """Measures one case of train_step.py or growth.py in a process of its own and prints the numbers as JSON.
 
 Usage: ``python benchmarks/one_case.py --widths 30 16 16 2 --batch 16 [--dense | --neuron] [--sample]
-[--geometric | --euclidean] [--recompute] [--once] [--device cuda --work --peak-tflops 67]``
+[--geometric | --euclidean] [--recompute] [--compile] [--once] [--device cuda --work --peak-tflops 67]``
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def make(args: Arguments, field: Callable[..., Any]) -> FlowMatchingModule:
     torch.manual_seed(0)
     for p in module.field.parameters():
         nn.init.normal_(p, std=0.05)
+    if args.compile:
+        module.field.compile()  # as CompileField does
     return module.to(args.device)
 
 
@@ -126,6 +128,7 @@ def parse() -> Arguments:
     parser.add_argument("--sample", action="store_true", help="generate, do not train")
     parser.add_argument("--steps", type=int, default=100, help="Euler steps, with --sample")
     parser.add_argument("--recompute", action="store_true", help="compute layers again in the backward pass")
+    parser.add_argument("--compile", action="store_true", help="let torch.compile compile the field, for minutes")
     parser.add_argument("--once", action="store_true", help="measure the first call, for cases that take minutes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", action="store_true", help="count operations and bytes of a call")

@@ -5,7 +5,8 @@ the settings of ``configs/gaussians.yaml`` otherwise.  Beside the Relational Tra
 same parameters in the obvious layout (``dense.py``): edge states for all pairs of neurons and a mask.  The dense field
 is checked to compute the same function.  784-10-10 is measured dense for one network only, since 8 would need some
 20 GB.  The neuron transformer has the same width, depth and heads, and no states of edges.  "geometric" and "euclidean"
-are the whole step with geodesics, velocities and a loss of either geometry.
+are the whole step with geodesics, velocities and a loss of either geometry.  "compiled" is the step of a fit with
+``CompileField``; compiling takes minutes, which are not counted.
 
 Each case runs in a process of its own. Peak memory is the resident set of the whole process; what the imports alone
 take is printed too. Huge pages are asked for, as in the image. Seconds are medians; processor time is the least of the
@@ -59,6 +60,7 @@ CASES = (
     Case("training step, neurons", MNIST, 8, ("--neuron",)),
     Case("training step, euclidean", MNIST, 8, ("--euclidean",)),
     Case("training step, geometric", MNIST, 8, ("--geometric",)),
+    Case("training step, compiled", SMALL, 16, ("--compile",)),
 )
 
 
