@@ -88,6 +88,7 @@ def test_a_terminated_fit_resumes_exactly(step, fit, tmp_path, capsys):
 
 
 SCONTROL = """#!/bin/sh
+sleep 5
 echo "$@" >> "$(dirname "$0")/requeued"
 """
 
@@ -103,9 +104,13 @@ def test_slurm_requeues_a_fit_of_two_processes(fit, package, tmp_path):
         # SLURM's signal reaches one process only: the second.
         arguments = fit("run", "SIGUSR1", step=6, rank=1, more=two)
         ranks = [start(arguments, path=package, PATH=path, **slurm(rank, port, **more)) for rank in range(2)]
-        return [finish(process) for process in ranks]
+        second = finish(ranks[1])
+        queued.append((package / "requeued").exists())
+        return [finish(ranks[0]), second]
 
+    queued: list[bool] = []
     first = srun()
+    assert queued == [True], "a process ended before the job was queued again"
     assert [status for status, _ in first] == [TERMINATED] * 2, first
     assert (package / "requeued").read_text() == "requeue 4711\n"
     assert "job 4711 is queued again" in first[0][1]
