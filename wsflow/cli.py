@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import sys
 import time
@@ -65,7 +66,7 @@ STAGES = ("fit", "validate", "test")
 
 WEIGHTS = "A checkpoint whose weights fit begins with, to train them on in another way; of no effect elsewhere."
 
-TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
+TERMINATED, INTERRUPTED, UNREAD = 128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + 13
 """Exit status of a process that a signal ended, by the shell's convention."""
 
 
@@ -317,7 +318,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: What follows ``wsflow`` on the command line; taken from there by default.
 
     Returns:
-        The exit status: 0, 1 after an error, 143 where SIGTERM ended a training, 130 after Ctrl-C.
+        The exit status: 0, 1 after an error, 143 where SIGTERM ended a training, 130 after Ctrl-C, and 141 where nobody
+        reads what is printed, as with ``wsflow ... | head``.
     """
     given = list(sys.argv[1:] if args is None else args)
     try:
@@ -325,6 +327,8 @@ def main(args: Sequence[str] | None = None) -> int:
             _quieten()
             _dispatch(given)
     except (ValueError, OSError, ArgumentError, MisconfigurationException) as error:
+        if isinstance(error, BrokenPipeError) and _unread():
+            return UNREAD
         if os.environ.get("WSFLOW_DEBUG"):
             raise
         print(f"wsflow: error: {one_line(error)}", file=sys.stderr)
@@ -343,7 +347,27 @@ def entry() -> None:
     """The console script; as with ``python -m wsflow``, classes of modules in the working directory are found."""
     keep_freed_memory()
     sys.path.append(str(Path.cwd()))
-    sys.exit(main())
+    try:
+        status = main()
+    finally:
+        unread = _unread()
+    sys.exit(UNREAD if unread else status)
+
+
+def _unread() -> bool:
+    """Whether the reader of standard output has gone, so that what is still to be printed is dropped."""
+    try:
+        sys.stdout.flush()
+        poll = select.poll()
+        poll.register(sys.stdout, select.POLLOUT)
+        gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    except BrokenPipeError:
+        gone = True
+    except (OSError, AttributeError):  # no file, or no poll on this system
+        gone = False
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def _dispatch(args: list[str]) -> None:
