@@ -24,7 +24,8 @@ from wsflow.metrics import (
     pairwise,
     predict,
 )
-from wsflow.tasks import BreastCancer, Diabetes, Gaussians
+from wsflow.tasks import BreastCancer, Diabetes, Gaussians, WithoutData
+from wsflow.weightspace.symmetry import random_permutations
 
 SCORES = ["accuracy", "accuracy.std", "loss", "loss.std", "ensemble_nll", "ensemble_accuracy", "ensemble_size"]
 NOVELTY = ["nn_ratio.function", "nn_ratio.weight", "z_u", "dispersion"]
@@ -277,6 +278,23 @@ def test_a_task_without_data_reports_moments() -> None:
         "timing.evaluation",
         *(f"{of}.{key}" for of in ("samples", "heldout") for key in ("grand_mean", "mean_error", "std")),
     }
+
+
+def test_without_data_and_law_networks_are_judged_by_their_weights(task: BreastCancer, runs: Mapping) -> None:
+    network = WithoutData.of(dict(task.space.description or {}))
+    evaluation = Evaluation(network, runs["train"].final, runs["heldout"].final, "test")
+    unseen, train = runs["unseen"].final[:30], runs["train"].final
+    copies = task.space.permute(train[:30], random_permutations(task.space, 30, torch.Generator().manual_seed(0)))
+    found = {"new": evaluation(unseen).values, "copied": evaluation(copies).values}
+    known = Evaluation(task, train, runs["heldout"].final, "test", baselines=[])
+    assert found["new"]["samples.nn_ratio.weight"] == pytest.approx(1, abs=0.05)
+    assert abs(found["new"]["samples.z_u"]) < 3
+    assert found["new"]["samples.dispersion"] == pytest.approx(known(unseen).values["samples.dispersion"])
+    assert found["copied"]["samples.nn_ratio.weight"] < 0.02
+    assert found["copied"]["samples.z_u"] < -5
+    assert found["new"]["heldout.nn_ratio.weight"] == found["new"]["heldout.dispersion"] == 1
+    assert "samples.grand_mean" in found["new"]
+    assert "samples.nn_ratio.function" not in found["new"]
 
 
 def spoiled(theta: Tensor) -> Tensor:

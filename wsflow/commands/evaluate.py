@@ -33,7 +33,7 @@ from wsflow.metrics import (
     render_text,
 )
 from wsflow.weightspace import WeightSpace
-from wsflow.zoo import Zoo, ZooDataModule, ZooError
+from wsflow.zoo import Zoo, ZooDataModule
 
 TABLE_WIDTH = 120
 
@@ -176,10 +176,7 @@ def data_module(
         if zoo is not None:
             data.path, data.collector = zoo, None
     elif zoo is not None:
-        task = Zoo.open(zoo).task
-        if task is None:
-            raise ZooError(f"{zoo} names no task, so its networks cannot be evaluated")
-        data = ZooDataModule(task, zoo)
+        data = ZooDataModule(path=zoo)
     else:
         raise ValueError("nothing says which zoo the networks belong to; give it by --zoo")
     if data.collector is None:

@@ -28,7 +28,9 @@ baseline that makes fewer).  A baseline gets noise (:mod:`wsflow.metrics.matchin
 nor that of weights is more than 2 % below the samples'.  Noise until it is so of functions alone is less, and leaves
 better networks: where the two differ, the latter are reported as ``function_matched``.
 
-A task with no data is judged by the moments of its weights alone.
+A task with no data is judged by its weights alone: by their moments and, unless it states their law, by
+``nn_ratio.weight`` and ``dispersion`` as above and by ``z_u`` of the distances between weights.  Training networks are
+matched one by one to each network that they are near to once both are matched to the reference.
 """
 
 from __future__ import annotations
@@ -236,7 +238,24 @@ class Evaluation:
         stated = self.task.mean_network()
         mean = self._heldout.double().mean(dim=0) if stated is None else stated
         values = _keyed("samples", moments(theta, mean)) | _keyed("heldout", moments(self._heldout, mean))
-        return Report(values, {})
+        return Report(values if stated is not None else values | self._of_weights(theta), {})
+
+    def _of_weights(self, theta: Tensor) -> dict[str, float]:
+        """How new and how diverse networks are in weights, where functions are not known."""
+        found = {"samples": self._matched(theta), "heldout": self._matched(self._heldout)}
+        train, other, values = self.material.x, found["heldout"], dict[str, float]()
+        near = {
+            name: nearest_distance(self.form, x, train, nearest(x, train, self.candidates).place)
+            for name, x in found.items()
+        }
+        for name, x in found.items():
+            novelty = {
+                "nn_ratio.weight": nn_ratio(near[name], near["heldout"]),
+                "z_u": z_u(near[name], near["heldout"], self.count),
+            }
+            spreads = dispersion(self.form.tensors(x), self.form.tensors(other)).items()
+            values |= _keyed(name, novelty | {f"dispersion.{part}".rstrip("."): value for part, value in spreads})
+        return {key: value for key, value in values.items() if not key.startswith("heldout.dispersion.")}
 
     def _baseline(self, baseline: Baseline, samples: Family) -> dict[str, tuple[Family, float]]:
         """A baseline's networks and their noise: as new as the samples, and in function alone where that differs."""

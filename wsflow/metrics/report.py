@@ -91,7 +91,7 @@ def caption(report: Mapping[str, float], rows: Mapping[str, str], columns: Seque
         lines.append("±: standard deviation over networks")
     if "samples.ensemble_size" in report:
         lines.append(f"ensemble: the averaged prediction of {report['samples.ensemble_size']:.0f} networks")
-    if "nn_ratio.function" in columns:
+    if {"nn_ratio.function", "nn_ratio.weight"} & set(columns):
         lines.append(
             "NN ratio: distance to the nearest training network over that of held-out runs; 1: as new, near 0: copies"
         )

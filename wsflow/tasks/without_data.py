@@ -13,7 +13,7 @@ from wsflow.tasks.base import BaseTask
 class WithoutData(BaseTask):
     """A base network and no data: flows can be trained on such networks, and nothing judges them on a task.
 
-    Samples are compared with held-out networks by the moments of their weights.
+    Samples are compared with held-out networks by their weights: how new, how diverse, and of which moments these are.
 
     Args:
         builder: Dotted path of the function or class that returns the network.
