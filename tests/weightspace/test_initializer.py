@@ -39,6 +39,49 @@ def test_the_global_random_state_is_neither_read_nor_moved(initializer: Initiali
     assert torch.equal(*draws)
 
 
+class Attending(torch.nn.Module):
+    """Attention over the positions of an input, and a parameter of the network's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = torch.nn.Linear(4, 8), torch.nn.LayerNorm(8)
+        self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        self.place = torch.nn.Parameter(torch.randn(3, 8))
+        self.head = torch.nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.embed(x) + self.place)
+        return self.head((x + self.attention(x, x, x, need_weights=False)[0]).mean(1))
+
+
+class Resetting(Attending):
+    """The same, which draws its own parameter."""
+
+    def reset_parameters(self) -> None:
+        torch.nn.init.normal_(self.place, std=0.1)
+
+
+def attending(kind: type[Attending]) -> WeightSpace:
+    return WeightSpace.from_module(kind(), torch.randn(2, 3, 4), check=False)
+
+
+def test_every_tensor_is_drawn_as_its_layer_does(generator: torch.Generator) -> None:
+    """Attention resets itself by another name, and only after its layers."""
+    space = attending(Resetting)
+    tensors = space.unflatten(NetworkInitializer().sample(space, 200, generator))
+    projection = tensors["attention.in_proj_weight"]
+    assert projection.std(0).min() > 0
+    assert projection.abs().max() <= (6 / (8 + 24)) ** 0.5
+    assert not tensors["attention.in_proj_bias"].any()
+    assert not tensors["attention.out_proj.bias"].any()
+    assert tensors["place"].std().item() == pytest.approx(0.1, rel=0.05)
+
+
+def test_a_tensor_that_nothing_draws_is_refused(generator: torch.Generator) -> None:
+    with pytest.raises(ValueError, match="no layer draws place anew, so that all networks would begin with the same"):
+        NetworkInitializer().sample(attending(Attending), 2, generator)
+
+
 def test_gaussian_has_its_standard_deviation(generator: torch.Generator) -> None:
     theta = GaussianInitializer(0.5).sample(WeightSpace.from_module(mlp([10, 10])), 1000, generator)
     assert theta.mean().abs() < 0.01

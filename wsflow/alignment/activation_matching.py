@@ -74,7 +74,7 @@ class ActivationMatching(Aligner):
 
     def _align(self, stream: Stream, theta: Tensor, reference: Tensor) -> list[Tensor]:
         sums = stream.sums(stream.extended(theta), stream.extended(reference))
-        gains = [_correlations(s) if self.correlation else s.products for s in sums]
+        gains = [_correlations(s, theta.dtype) if self.correlation else s.products for s in sums]
         return best_permutations(stream.space, gains)
 
     def _draw(self, objective: Objective | None) -> Tensor:
@@ -141,14 +141,14 @@ class Stream:
         single = torch.vmap(self._sums, (0, None if shared else 0, None))
         total: list[Sums] = []
         for inputs in torch.split(self.inputs, self.points):
-            part = [Sums(*(x.double() for x in sums)) for sums in single(mine, goal, inputs)]
+            part = [Sums(*sums) for sums in single(mine, goal, inputs)]
             total = [_plus(*pair) for pair in zip(total, part, strict=True)] if total else part
         return total
 
     def _sums(self, mine: dict[str, Tensor], goal: dict[str, Tensor], inputs: Tensor) -> list[Sums]:
         """The sums of one network."""
         a, b = (self._features(weights, inputs) for weights in (mine, goal))
-        return [_sum(a[group.name], b[group.name]) for group in self.space.hidden]
+        return [_sum(*([x.double() for x in y[group.name]] for y in (a, b))) for group in self.space.hidden]
 
     def _features(self, weights: dict[str, Tensor], inputs: Tensor) -> Features:
         some = next(iter(weights.values()))
@@ -191,15 +191,18 @@ def _powers(values: list[Tensor]) -> Tensor:
     return torch.stack([torch.stack([x.sum(1), x.square().sum(1)]) for x in values]).sum(0)
 
 
-def _correlations(sums: Sums) -> Tensor:
-    """Correlations (B, size, size); 0 for a neuron that always answers alike."""
+def _correlations(sums: Sums, dtype: torch.dtype) -> Tensor:
+    """Correlations (B, size, size) of activations of a type; 0 for a neuron that always answers alike.
+
+    Its variance is what rounding makes of it: of the activations themselves, and of their squares, added in float64.
+    """
+    rounding = max((4 * torch.finfo(dtype).eps) ** 2, 16 * torch.finfo(torch.float64).eps)
     count = sums.number[:, None]
     means, spreads = [], []
     for first, second in (sums.goal.unbind(1), sums.mine.unbind(1)):
         means.append(first / count)
         variance = second / count - means[-1].square()
-        rounding = torch.finfo(torch.float32).eps * second / count
-        spreads.append(torch.where(variance > rounding, variance, torch.inf).sqrt())
+        spreads.append(torch.where(variance > rounding * second / count, variance, torch.inf).sqrt())
     covariance = sums.products / count[..., None] - means[0][:, :, None] * means[1][:, None, :]
     return covariance / (spreads[0][:, :, None] * spreads[1][:, None, :])
 

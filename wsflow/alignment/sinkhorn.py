@@ -143,10 +143,16 @@ class SinkhornRebasin(Aligner):
             objective: A task's loss on train data, for objectives that look at one.
 
         Raises:
-            ValueError: as :meth:`Aligner.align` does, and where a loss is needed and missing.
+            ValueError: as :meth:`Aligner.align` does, and where a loss is needed and missing, or judges each network
+                by data of its own, so that results would depend on the networks beside it.
         """
         if self.objective.needs_loss and objective is None:
             raise ValueError(f"{type(self.objective).__name__} needs a loss: give align() an objective on train data")
+        if self.objective.needs_loss and not getattr(objective, "shared", True):
+            raise ValueError(
+                "the objective draws data points for each network by itself, and values by other data cannot be "
+                "compared: give task.objective(..., shared=True)"
+            )
         check_networks(space, theta, reference)
         theta, reference = theta.detach()[:, : space.dim], reference.detach()[..., : space.dim].to(theta)
         reference, rows, parts = reference.expand_as(theta), self._rows(space), []

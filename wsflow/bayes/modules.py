@@ -53,10 +53,10 @@ class EnsembleModule(nn.Module):
             raise ValueError("an ensemble needs at least one network")
         self.members = nn.ModuleList(as_modules(theta, space)).requires_grad_(False).eval()
         self.probabilities = probabilities
-        given = theta.new_zeros(len(theta)) if log_weights is None else log_weights.to(theta)
+        given = torch.zeros(len(theta)) if log_weights is None else log_weights
         if given.shape != (len(theta),):
             raise ValueError(f"{len(theta)} networks need {len(theta)} log weights, got shape {tuple(given.shape)}")
-        self.register_buffer("weights", given.softmax(0))
+        self.register_buffer("weights", given.double().softmax(0).to(theta))  # float32 has no room for large ones
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Averaged class probabilities, or values, (N, C), of inputs (N, ...)."""

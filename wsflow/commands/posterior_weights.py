@@ -32,7 +32,8 @@ def posterior_weights(
 
     Raises:
         ValueError: for networks that no checkpoint is named for, or whose density in flat weight space is not known:
-            they were guided, noisy or asked for by a condition, or the flow is on another geometry.
+            they were guided, noisy or asked for by a condition, or the flow is on another geometry, or its field
+            predicts endpoints.
     """
     manifest = Zoo.open(folder).manifest
     path, sampling = manifest.get("checkpoint"), manifest.get("sampling") or {}
@@ -47,6 +48,11 @@ def posterior_weights(
         raise ValueError(
             f"{path} is a flow on {type(geometry).__name__}, whose densities are of canonical forms; the posterior "
             "has its density in flat weight space: use a flow on Euclidean"
+        )
+    if flow.module.parametrization.singular_end:
+        raise ValueError(
+            f"the field of {path} predicts endpoints and is followed up to t = 0.99 only; the density there is that of "
+            "other networks, and importance weights would be noise: use a flow with the Velocity parametrization"
         )
     prior = flow.module.prior.log_prob(geometry.encode(theta), geometry)
     density = flow.log_prob(theta, trace, seed=seed)

@@ -8,15 +8,16 @@ vector :math:`\epsilon` at :math:`\gamma_t`,
 
 .. math:: x_t = \exp_{\gamma_t}(\sigma (1 - t) \epsilon), \quad u_t = \frac{\log_{x_t} x_1}{1 - t} .
 
-The noise ends with the path, so the flow ends at :math:`p_1`; it starts at :math:`p_0` widened by :math:`\sigma`.  The
-velocity starts from the noisy state: on a flat space
+The noise ends with the path, so the flow ends at :math:`p_1`; it starts at :math:`p_0` widened by :math:`\sigma`, and
+so does sampling (:meth:`ProbabilityPath.start`).  The velocity starts from the noisy state: on a flat space
 :math:`u_t = x_1 - x_0 - \sigma \epsilon = \frac{d}{dt} x_t`.
 
 *Constant noise* (thesis, equations 3.11 and 3.12).
 
 .. math:: x_t = \gamma_t + \sigma \epsilon, \quad u_t = \dot\gamma_t .
 
-It ends at :math:`p_1` widened by :math:`\sigma`.  Shapes: states and velocities (B, dim), times (B,).
+It starts and ends at :math:`p_0` and :math:`p_1` widened by :math:`\sigma`; sampling starts at :math:`p_0` itself, as
+in the thesis, and :math:`\sigma` has to be small.  Shapes: states and velocities (B, dim), times (B,).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wsflow.flow.prior import Prior, Widened
 from wsflow.geometry import Geometry
 from wsflow.weightspace import ZooBatch
 from wsflow.weightspace.randomness import normal_like
@@ -89,6 +91,10 @@ class ProbabilityPath(ABC):
         """
         return self.sample(x0, x1, t, geometry, generator)
 
+    def start(self, prior: Prior) -> Prior:
+        """The law of states at t = 0 where pairs start at ``prior``: where samples have to start."""
+        return prior
+
 
 class GeodesicPath(ProbabilityPath):
     """The geodesic, with tangent noise sigma (1 - t).
@@ -112,6 +118,10 @@ class GeodesicPath(ProbabilityPath):
             noise = self.sigma * (1 - t)[:, None] * normal_like(x_t, generator)
             x_t = geometry.exp(x_t, geometry.tangent(x_t, noise))
         return PathSample(x0, x1, t, x_t, geometry.velocity(x_t, x1, t))
+
+    def start(self, prior: Prior) -> Prior:
+        """The prior, with the noise of t = 0."""
+        return Widened(prior, self.sigma) if self.sigma > 0 else prior
 
 
 class ConstantNoisePath(ProbabilityPath):

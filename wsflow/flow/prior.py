@@ -26,6 +26,9 @@ from wsflow.weightspace import GaussianInitializer, Initializer, NetworkInitiali
 from wsflow.weightspace.randomness import draw_rows, sample_generator, sample_generators
 from wsflow.weightspace.transfer import send
 
+WIDENING = 2
+"""Tells the streams of a path's noise at t = 0 from those of the starts (0) and of probes (1)."""
+
 TOLERANCE = 1.25
 """Ratio of sizes of starts that is taken for chance."""
 
@@ -183,7 +186,7 @@ class ProjectedNormal(Prior):
 
 
 class NetworkPrior(Prior):
-    """The base network's own initialiser, ``reset_parameters`` of each of its layers."""
+    """The base network's own initialiser (:class:`wsflow.weightspace.NetworkInitializer`)."""
 
     def sample(self, n: int, geometry: Geometry, generator: torch.Generator) -> Tensor:
         """(n, dim), encoded initial weights."""
@@ -246,6 +249,43 @@ class StartsPrior(Prior):
     def _take(self, rows: Tensor, geometry: Geometry) -> Tensor:
         starts = self._given()
         return geometry.encode(_place(starts[send(rows, starts.device)], geometry))
+
+
+class Widened(Prior):
+    """Another prior's states with tangent noise: what a path starts from whose noise ends at t = 1.
+
+    Args:
+        prior: The law without noise.
+        sigma: Standard deviation of the noise, per coordinate.
+    """
+
+    def __init__(self, prior: Prior, sigma: float) -> None:
+        self.prior, self.sigma = prior, sigma
+
+    def sample(self, n: int, geometry: Geometry, generator: torch.Generator) -> Tensor:
+        """(n, dim), states of the prior and then the noise."""
+        return self._moved(self.prior.sample(n, geometry, generator), geometry, generator)
+
+    def sample_each(self, seed: int, indices: Iterable[int], geometry: Geometry) -> Tensor:
+        """(n, dim), the prior's own states of these indices with noise from a stream of each."""
+        numbers = list(indices)
+        x = self.prior.sample_each(seed, numbers, geometry)
+        rows = zip(torch.split(x, 1), sample_generators(seed, numbers, [WIDENING]), strict=True) if numbers else ()
+        moved = [self._moved(row, geometry, generator) for row, generator in rows]
+        return torch.cat(moved) if moved else x
+
+    def log_prob(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """Of a wider Gaussian where the prior is one on a flat space; refused elsewhere."""
+        if not isinstance(self.prior, GaussianPrior | LatentNormal):
+            raise NoDensityError(
+                f"{type(self.prior).__name__} with the noise of its path, sigma = {self.sigma:g}, has no density in "
+                "closed form: use sigma = 0 in training, or GaussianPrior on Euclidean"
+            )
+        return type(self.prior)(math.hypot(self.prior.std, self.sigma)).log_prob(x, geometry)
+
+    def _moved(self, x: Tensor, geometry: Geometry, generator: torch.Generator) -> Tensor:
+        z = draw_rows(lambda count, source: torch.randn(count, geometry.dim, generator=source), len(x), generator)
+        return geometry.exp(x, geometry.tangent(x, self.sigma * send(z, x)))
 
 
 def sample_prior(prior: Prior, geometry: Geometry, seed: int, indices: Iterable[int]) -> Tensor:

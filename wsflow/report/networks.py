@@ -227,7 +227,7 @@ def paths(case: Case, flow: Flow, networks: Networks) -> Paths:
     sampler = Sampler(solver, int(sampling.get("steps", 16)), power=float(sampling.get("power", 1.0)), grid=grid)
     times = UniformGrid().times(sampler.steps) if sampler.solver.adaptive else sampler.times
     seed = int(sampling.get("seed", 0))
-    starts = sample_prior(module.prior, module.geometry, seed, range(CLOUD))
+    starts = sample_prior(module.path.start(module.prior), module.geometry, seed, range(CLOUD))
     states: list[Tensor] = []
 
     def keep(x: Tensor, t: float) -> tuple[Tensor, float]:

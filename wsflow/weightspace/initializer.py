@@ -42,10 +42,18 @@ class GaussianInitializer(Initializer):
 
 
 class NetworkInitializer(Initializer):
-    """The network's own initialiser: ``reset_parameters`` of each of its layers."""
+    """The network's own initialiser: ``reset_parameters`` of each of its layers, ``_reset_parameters`` of attention.
+
+    What a network's ``__init__`` does to its layers beyond that is not repeated.
+    """
 
     def sample(self, space: WeightSpace, n: int, generator: torch.Generator) -> Tensor:
-        """(n, D) weights as the layers initialise themselves."""
+        """(n, D) weights as the layers initialise themselves.
+
+        Raises:
+            ValueError: for a tensor that no layer resets, such as a module's own ``nn.Parameter``: it would be the same
+                in all networks.
+        """
         module = copy.deepcopy(space.template).cpu()
         with torch.random.fork_rng(devices=[]):
             # Layers draw from the global generator; a seed would not do, since torch reads 32 bits of it.
@@ -55,9 +63,24 @@ class NetworkInitializer(Initializer):
         return torch.stack(theta)
 
     @staticmethod
+    @torch.no_grad()
     def _draw(space: WeightSpace, module: nn.Module) -> Tensor:
-        for layer in module.modules():
-            reset = getattr(layer, "reset_parameters", None)
-            if callable(reset):
-                reset()
-        return space.flatten(module.state_dict())
+        for parameter in module.parameters():
+            if parameter.is_floating_point():
+                parameter.fill_(torch.nan)
+        layers = list(module.modules())
+        # Attention builds its layers first and then resets what they have set.
+        for name, order in (("reset_parameters", layers), ("_reset_parameters", reversed(layers))):
+            for layer in order:
+                reset = getattr(layer, name, None)
+                if callable(reset):
+                    reset()
+        theta = space.flatten(module.state_dict())
+        left = [tensor.name for tensor in space.tensors if theta[tensor.slice].isnan().any()]
+        if left:
+            raise ValueError(
+                f"no layer draws {', '.join(left)} anew, so that all networks would begin with the same values: give "
+                "the module that owns it a method reset_parameters, leave it out with select=, or use "
+                "GaussianInitializer (as prior: GaussianPrior)"
+            )
+        return theta
