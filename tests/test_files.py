@@ -141,6 +141,22 @@ def test_times_that_cannot_be_written_cost_nothing_else(tmp_path: Path, monkeypa
         record_timing(tmp_path, fit=1.0)
 
 
+def test_an_interrupted_training_has_the_status_of_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning ends it with exit(1)."""
+
+    def interrupted(_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    monkeypatch.setitem(cli.COMMANDS, "fit", (interrupted, "says nothing"))
+    assert cli.main(["fit"]) == cli.INTERRUPTED
+    assert capsys.readouterr().err == "wsflow: interrupted\n"
+
+
 def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from wsflow.description import DescriptionError, plain
@@ -80,6 +81,43 @@ def refuse_other_space(stored: Mapping[str, Any], space: WeightSpace) -> None:
             f"the checkpoint was trained on networks {_name(stored['space'])}, "
             f"but this model is for {_name(space.description)}: another weight space"
         )
+
+
+def compare_resumed(checkpoint: Mapping[str, Any], hparams: Mapping[str, Any], datamodule: object) -> None:
+    """Hold a training that goes on against its checkpoint; warns of settings that are others now.
+
+    Args:
+        checkpoint: What it goes on from.
+        hparams: The model's settings now.
+        datamodule: The data module now.
+
+    Raises:
+        ValueError: where runs are split in another way, so that held-out ones would be trained on.
+    """
+    stored = checkpoint.get("hyper_parameters", {})
+    if names := ", ".join(sorted(k for k in {*stored, *hparams} if stored.get(k) != hparams.get(k))):
+        rank_zero_warn(f"the training goes on with other settings than the checkpoint's: {names}")
+    try:
+        now = (plain(datamodule) or {}).get("init_args", {})
+    except DescriptionError:
+        return
+    before = (checkpoint.get("data") or {}).get("init_args", {})
+    for name in ("fractions", "split_seed"):
+        was, given = (_listed(each.get(name)) for each in (before, now))
+        if name in before.keys() & now.keys() and was != given:
+            raise ValueError(
+                f"the training that is to go on had data.{name} {was}, and this one has {given}: runs that were held "
+                f"out would be trained on, and none could be called unseen; pass --data.{name} {was}"
+            )
+    if before.get("path") != now.get("path") and {"path"} <= before.keys() & now.keys():
+        rank_zero_warn(
+            f"the training began with the zoo {before['path']} and goes on with {now['path']}: unless these are the "
+            "same, runs that it has seen may count as held out"
+        )
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 @contextmanager

@@ -27,9 +27,9 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -53,6 +53,7 @@ from wsflow.checkpoint import take_weights
 from wsflow.commands import parsers
 from wsflow.commands.errors import one_line
 from wsflow.commands.run import read_timing, record_timing, run_folder, run_loggers, shown
+from wsflow.commands.stage_config import StageConfig
 from wsflow.files import claimed
 from wsflow.memory import keep_freed_memory
 from wsflow.module import FlowMatchingModule
@@ -68,20 +69,6 @@ WEIGHTS = "A checkpoint whose weights fit begins with, to train them on in anoth
 
 TERMINATED, INTERRUPTED, UNREAD = 128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + 13
 """Exit status of a process that a signal ended, by the shell's convention."""
-
-
-class StageConfig(SaveConfigCallback):
-    """Saves the parsed configuration as ``<stage>.yaml`` in the run folder, so that one stage keeps another's."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file; Lightning calls this on the first process."""
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        stage = trainer.state.fn.value if trainer.state.fn is not None else stage
-        self.parser.save(self.config, folder / f"{stage}.yaml", skip_none=False, overwrite=True, multifile=False)
 
 
 class WsflowCLI(LightningCLI):
@@ -122,6 +109,9 @@ class WsflowCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         if self.config.subcommand == "fit" and config.ckpt_path is None and commands.restarted():
             config.ckpt_path = "last"
+        best = Path(config.trainer.default_root_dir or "runs", "checkpoints", "best.ckpt")
+        if config.ckpt_path == "best" and best.is_file():  # Lightning knows the best of its own process alone
+            config.ckpt_path = str(best)
         if config.ckpt_path and not re.fullmatch("last|best|hpc|registry(:.*)?", str(config.ckpt_path)):
             read_checkpoint(config.ckpt_path)
             if self.config.subcommand != "fit":
@@ -338,6 +328,11 @@ def main(args: Sequence[str] | None = None) -> int:
             print(f"wsflow: {stop}", file=sys.stderr)
         return TERMINATED
     except KeyboardInterrupt:
+        print("wsflow: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's way out of a training
+            raise
         print("wsflow: interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0

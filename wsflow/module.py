@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from wsflow.checkpoint import describe_hyperparameters, fingerprints, fitting, refuse_other_space, refuse_undescribed
+from wsflow import checkpoint as saved
 from wsflow.description import DescriptionError, plain
 from wsflow.fields import (
     Conditioning,
@@ -130,7 +130,7 @@ class FlowMatchingModule(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        describe_hyperparameters(self, FlowMatchingModule.__init__)
+        saved.describe_hyperparameters(self, FlowMatchingModule.__init__)
         if validation_draws < 1:
             raise ValueError(f"validation_draws must be at least 1, got {validation_draws}")
         self.space = WeightSpace.from_description(space)
@@ -336,7 +336,7 @@ class FlowMatchingModule(LightningModule):
         if hasattr(loader, "state_dict"):
             checkpoint["train_loader"] = loader.state_dict()
         if isinstance(self.prior, StartsPrior) and self.prior.starts is not None:
-            checkpoint["seen_starts"] = fingerprints(self.prior.starts)
+            checkpoint["seen_starts"] = saved.fingerprints(self.prior.starts)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another weight space; keep the description that the checkpoint came with.
@@ -344,24 +344,22 @@ class FlowMatchingModule(LightningModule):
         A resumed training follows the settings it is given, and warns where they are not the checkpoint's.
 
         Raises:
-            ValueError: where the checkpoint was trained on another base network.
+            ValueError: where the checkpoint was trained on another base network or, to go on, on another split of runs.
         """
         stored = checkpoint.get("hyper_parameters", {})
         if self._trainer is None:
-            refuse_undescribed(stored)
-        refuse_other_space(stored, self.space)
+            saved.refuse_undescribed(stored)
+        saved.refuse_other_space(stored, self.space)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._loader_state = checkpoint.get("train_loader")
-            differing = sorted(name for name in {*stored, *self.hparams} if stored.get(name) != self.hparams.get(name))
-            if names := ", ".join(differing):
-                rank_zero_warn(f"the training goes on with other settings than the checkpoint's: {names}")
+            saved.compare_resumed(checkpoint, self.hparams, getattr(self._trainer, "datamodule", None))
         if "_instantiator" in stored and "_instantiator" not in self.hparams:
             self.hparams.clear()
             self.hparams.update(stored)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As every module does, or a ValueError of one line; a resumed training's field sees data of its own task."""
-        with fitting():
+        with saved.fitting():
             kept = {name: value for name, value in state_dict.items() if name != "loss_weight"}  # of old checkpoints
             result = super().load_state_dict(kept, strict, assign)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:

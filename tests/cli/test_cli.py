@@ -288,3 +288,21 @@ def test_a_task_of_a_users_own(command, package, tmp_path):
     sys.modules.pop("clustering_plugin")
     network = wsflow.load(checkpoint).weight_space.to_module(Zoo.open(samples).theta[0])
     assert network(torch.zeros(2, 4)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(("words", "value"), [([], True), (["true"], True), (["false"], False)])
+def test_switches_take_the_values_that_their_help_names(words, value, monkeypatch):
+    given = {}
+
+    def predict(condition: list[str] | None = None, ckpt_path: str = "", overwrite: bool = False) -> None:
+        given.update(ckpt_path=ckpt_path, overwrite=overwrite)
+
+    monkeypatch.setattr("wsflow.commands.predict", predict)
+    assert main(["predict", "--overwrite", *words, "--ckpt_path", "some.ckpt"]) == 0
+    assert given == {"ckpt_path": "some.ckpt", "overwrite": value}
+
+
+def test_a_split_needs_three_fractions(command, error_of):
+    assert "fractions must be three, of train, validation and test runs; got [0.6, 0.4]" in error_of(
+        command("fit", "--data.fractions=[0.6,0.4]")
+    )

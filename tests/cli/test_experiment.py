@@ -254,7 +254,7 @@ def test_figures_of_other_settings_are_not_averaged(tmp_path):
         "content",
     ],
 )
-def test_seeds_are_averaged_where_no_known_setting_differs(bands, tmp_path, other):
+def test_seeds_are_averaged_where_no_known_setting_differs(bands, tmp_path, other, capsys):
     def add(seed: int, **unknown: None) -> list[int]:
         (case, *_) = cases(bands)
         origin = _origin(case, bands, [])
@@ -271,7 +271,9 @@ def test_seeds_are_averaged_where_no_known_setting_differs(bands, tmp_path, othe
         (tmp_path / "fit.yaml").write_text(FIT.replace("width: 8", "width: 16"))
     else:
         bands.write_text(bands.read_text() + other + "\n")
+    assert not capsys.readouterr().out
     assert add(3) == [3]
+    assert "dropped the figures of seeds 0, 1, 2, whose" in capsys.readouterr().out
 
 
 def test_a_page_is_brought_up_to_date(bands, tmp_path):

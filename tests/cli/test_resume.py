@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +66,41 @@ def test_a_training_goes_on_with_batches_of_the_same_size_alone(command, error_o
     assert "had batches of 8 networks" in error_of([*more, "--data.batch_size", "4"])
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() == before
     assert main(more) == 0
+
+
+@pytest.mark.filterwarnings("ignore:the training goes on with other settings")
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(command, error_of, tmp_path):
+    """Held-out runs stay held out; the config is that of the training that is there."""
+    first, kept = command("fit", "--trainer.max_epochs", "1"), tmp_path / "run" / "fit.yaml"
+    assert main(first) == 0
+    before = kept.read_bytes()
+    more = [*first, "--trainer.max_epochs", "2", "--ckpt_path", "last"]
+    for option, message in {
+        "--data.split_seed=1": "had data.split_seed 0, and this one has 1: runs that were held out would be trained on",
+        "--data.fractions=[0.6,0.2,0.2]": "and none could be called unseen; pass --data.fractions",
+        "--model.field.init_args.width=24": "the checkpoint's weights do not fit this model's field",
+    }.items():
+        assert message in error_of([*more, option])
+        assert kept.read_bytes() == before
+    assert main(more) == 0
+    assert kept.read_bytes() != before
+
+
+def test_a_resume_on_another_zoo_is_warned_of(command, tmp_path):
+    first = command("fit", "--trainer.max_epochs", "1")
+    assert main(first) == 0
+    place = first[first.index("--data.path") + 1]
+    shutil.copytree(place, tmp_path / "moved")
+    more = [*first, "--trainer.max_epochs", "2", "--ckpt_path", "last", "--data.path", str(tmp_path / "moved")]
+    with pytest.warns(UserWarning, match=f"began with the zoo {place} and goes on with {tmp_path / 'moved'}"):
+        assert main(more) == 0
+
+
+def test_the_best_checkpoint_of_a_run_can_be_named(command, tmp_path):
+    first = command("fit", "--trainer.max_epochs", "1", config="demo")
+    assert main(first) == 0
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
+    assert main([*first, "--trainer.max_epochs", "2", "--ckpt_path", "best"]) == 0
 
 
 @pytest.mark.parametrize("saving", SAVING)

@@ -81,6 +81,9 @@ def test_subset_of_finals(zoo_path, tmp_path):
 def test_an_empty_subset_is_refused(zoo_path, tmp_path):
     with pytest.raises(ZooError, match="no runs of the 10"):
         subset(str(zoo_path), str(tmp_path / "part"), skip=10)
+    for wrong in ({"runs": -1}, {"skip": -1}, {"runs": 2, "skip": -3}):
+        with pytest.raises(ZooError, match="no runs of the 10"):
+            subset(str(zoo_path), str(tmp_path / "part"), **wrong)
 
 
 def test_subset_does_not_overwrite(zoo_path):

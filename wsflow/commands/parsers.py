@@ -97,7 +97,7 @@ def import_(args: Sequence[str]) -> None:
     parser.add_argument("path", type=str, help="A folder of files of one network each, or a file of many networks.")
     parser.add_argument("--network", action=ActionParser(network_parser()))
     parser.add_function_arguments(commands.import_, as_group=False, skip={"path", "network"})
-    given = ["--drop_invalid=true" if arg in ("--drop_invalid", "--drop-invalid") else arg for arg in args]
+    given = switched(["--drop_invalid" if arg == "--drop-invalid" else arg for arg in args], "--drop_invalid")
     config = parser.instantiate_classes(parser.parse_args(given)).as_dict()
     network = {name: value for name, value in config.pop("network").items() if value is not None}
     commands.import_(network=network if "class_path" in network else None, **config)
@@ -132,7 +132,7 @@ def zoo(args: Sequence[str]) -> None:
         inner.add_argument("paths" if name == "merge" else "path", nargs="+" if name == "merge" else None)
         inner.add_function_arguments(function, as_group=False, skip={"paths", "path"})
         choices.add_subcommand(name, inner, help=short)
-    config = parser.parse_args(list(args))
+    config = parser.parse_args(switched(args, "--final_only"))
     getattr(zoo_commands, config.command)(**config[config.command].as_dict())
 
 
@@ -152,7 +152,7 @@ def call(
         parser.add_argument(f"--{word}", nargs="+", type=str, help=text)
     parser.add_function_arguments(function, as_group=False, sub_configs=True, skip=set(several or ()))
     switches = {f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.default is False}
-    given = [f"{arg}=true" if arg in switches else arg for arg in args]
+    given = switched(args, *switches)
     function(**parser.instantiate_classes(parser.parse_args(given)).as_dict())
 
 

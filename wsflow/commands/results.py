@@ -85,8 +85,17 @@ def merge(
     made = {**origin, "commit": commit(), "hardware": hardware(report)}
     with held(Path(path)):
         results = read_results(path)
+        _tell_dropped(key, seed, results.get(key, {}), made)
         results[key] = _merged(results.get(key, {}), seed, values, made, dict(published or {}))
         write_whole(Path(path), json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+
+
+def _tell_dropped(key: str, seed: int, old: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+    """Say which other seeds' figures go, since they were made with other settings."""
+    names = differing(old.get("origin", {}).get("settings", {}), origin["settings"])
+    gone = [other for other in old.get("by_seed", {}) if other != str(seed)]
+    if names and gone:
+        print(f"{key}: dropped the figures of seeds {', '.join(gone)}, whose {', '.join(names)} differ; run them again")
 
 
 def _merged(

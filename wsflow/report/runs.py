@@ -152,14 +152,15 @@ def _cases(folder: Path) -> Iterator[Case]:
 def _samples(file: Path, values: Mapping[str, Any]) -> tuple[Path | None, dict[str, Any]]:
     """The networks that a report is of, and their manifest, also where the run was moved.
 
-    These are the ones that took as long as the report says; of none, or after another prediction, the run's own.
+    These are the ones that took as long as the report says, and none after another prediction in their place; where it
+    does not say, the run's own.
     """
     recorded = Path(values["origin"].get("samples") or "")
     places = [file.parent / recorded.name, recorded, file.parent / "samples"]
     found = [(place, read_json(place / "zoo.json")) for place in places if (place / "zoo.json").is_file()]
     cost = values.get("timing.seconds_per_network")
     same = [one for one in found if one[1].get("seconds_per_network") == cost]
-    return next(iter(same + found), (None, {}))
+    return next(iter(found if cost is None else same), (None, {}))
 
 
 def _timing(file: Path) -> dict[str, float]:

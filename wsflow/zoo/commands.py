@@ -109,7 +109,7 @@ def subset(path: str, output: str, runs: int | None = None, skip: int = 0, final
     """
     zoo = Zoo.open(path)
     _refuse_existing(output)
-    chosen = zoo.run_ids.sort().values[skip : None if runs is None else skip + runs]
+    chosen = zoo.run_ids.sort().values[max(skip, 0) : None if runs is None else max(skip, 0) + max(runs, 0)]
     if skip < 0 or not len(chosen):
         raise ZooError(f"no runs of the {len(zoo.run_ids)} in {path} are left: runs = {runs}, skip = {skip}")
     rows = zoo.final() if final_only else torch.arange(len(zoo))

@@ -248,8 +248,10 @@ def split_runs(run_ids: Tensor, fractions: Sequence[float] = (0.8, 0.1, 0.1), se
     """Split runs (R,) into ``train``, ``val`` and ``test`` runs, sorted; a function of the runs and the seed alone.
 
     Raises:
-        ValueError: where the fractions do not add up to 1 or there are too few runs.
+        ValueError: where there are not three fractions that add up to 1, or too few runs.
     """
+    if len(fractions) != 3:
+        raise ValueError(f"fractions must be three, of train, validation and test runs; got {list(fractions)}")
     ids = run_ids.sort().values
     parts = split_indices(len(ids), fractions, seed)
     return {name: ids[part.sort().values] for name, part in zip(("train", "val", "test"), parts, strict=True)}
@@ -257,7 +259,8 @@ def split_runs(run_ids: Tensor, fractions: Sequence[float] = (0.8, 0.1, 0.1), se
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        raise ZooError(f"there is no zoo at {path}; make one with 'wsflow collect'")
+        where = "" if path.is_absolute() else f" below {Path.cwd()}"
+        raise ZooError(f"there is no zoo at {path}{where}; give its path, or make one with 'wsflow collect'")
     if not (path / MANIFEST).exists():
         done = len(list(path.glob("shard-*.json")))
         hint = f"{done} shards are finished; run the same command again to complete it" if done else "empty"
