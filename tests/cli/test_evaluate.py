@@ -116,6 +116,11 @@ def test_a_given_zoo_decides_how_baselines_are_trained(evaluate, other, monkeypa
     assert fresh.std() == pytest.approx(float(starts.std()), rel=0.05)
 
 
+def test_options_of_sampling_do_not_go_with_networks_that_are_there(error_of):
+    for option in ("--steps=4", "--noise=0.1", "--solver=Heun", "--starts=zoo"):
+        assert "give it to predict, or --ckpt_path instead" in error_of(["evaluate", "--samples", "some", option])
+
+
 def test_without_a_record_the_baselines_that_need_it_are_left_out(evaluate, other, capsys):
     file = other / "zoo.json"
     manifest = json.loads(file.read_text())

@@ -7,7 +7,18 @@ import torch
 from torch import Tensor
 
 from wsflow.fields import Endpoint, GaussianField, Parametrization, Velocity
-from wsflow.flow import RK4, Euler, GaussianPrior, Heun, Sampler, Solver, sample_generators, sample_prior
+from wsflow.flow import (
+    RK4,
+    CosineGrid,
+    Euler,
+    GaussianPrior,
+    Heun,
+    ListGrid,
+    Sampler,
+    Solver,
+    sample_generators,
+    sample_prior,
+)
 from wsflow.geometry import Euclidean, Geometry
 
 SOLVERS = {"euler": Euler(), "heun": Heun(), "rk4": RK4()}
@@ -141,3 +152,8 @@ def test_settings_are_checked(arguments: dict[str, float]):
 def test_sampling_keeps_no_graph(flat: Euclidean):
     weight = torch.ones(2, requires_grad=True)
     assert not Sampler(steps=2)(lambda x, t: weight * x, flat, torch.ones(1, 2)).requires_grad
+
+
+def test_a_list_of_times_says_how_many_steps_there_are():
+    assert Sampler(steps=8, grid=ListGrid([0, 0.5, 1])).steps == 2
+    assert Sampler(steps=8, grid=CosineGrid()).steps == 8

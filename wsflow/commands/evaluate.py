@@ -103,6 +103,12 @@ def evaluate(
         raise ValueError("give either --samples, a folder of networks, or --ckpt_path, a checkpoint to sample from")
     if n < 2:
         raise ValueError(f"n must be at least 2, got {n}")
+    sampling = {"steps": steps != Sampler().steps, "solver": solver, "noise": noise, "starts": starts}
+    if samples is not None and (named := [name for name, given in sampling.items() if given]):
+        raise ValueError(
+            f"{', '.join(named)}: the networks in {samples} are there, and this is how a checkpoint is sampled: "
+            "give it to predict, or --ckpt_path instead of --samples"
+        )
     begin = time.perf_counter()
     if ckpt_path is not None:
         networks = _generated(ckpt_path, n, seed, Sampler(solver, steps, noise), starts)

@@ -95,7 +95,7 @@ def predict(
         "checkpoint": str(ckpt_path),
         "sampling": {
             "seed": seed,
-            "steps": steps,
+            "steps": module.sampler.steps,
             "solver": plain(module.sampler.solver),
             "noise": plain(noise),
             "power": power,

@@ -59,7 +59,7 @@ class Sampler:
         if grid is not None and power != 1:
             raise ValueError(f"a power of {power} and {type(grid).__name__} exclude each other; give one of them")
         self.solver = solver if solver is not None else Euler()
-        self.steps = steps
+        self.steps = steps if grid is None else len(grid.times(steps)) - 1  # a list of times says how many there are
         self.noise = noise
         self.power = power
         self.guidance = guidance
