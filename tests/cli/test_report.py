@@ -295,3 +295,16 @@ def test_bad_input(content, words, tmp_path, error_of):
         folder.mkdir()
     assert words in error_of(["report", str(folder), "--out", str(tmp_path / "page")])
     assert not (tmp_path / "page").exists()
+
+
+def test_networks_that_have_replaced_those_of_an_evaluation_are_not_taken_for_them(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "again")
+    file, report = other / "few" / "samples" / "zoo.json", other / "few" / "report.json"
+    values = json.loads(report.read_text())
+    report.write_text(json.dumps(values | {"origin": values["origin"] | {"samples": str(file.parent)}}))
+    assert all(case.samples is not None for case in read_runs([other])[0].cases)
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps(manifest | {"seconds_per_network": 2 * manifest["seconds_per_network"]}))
+    samples = {case.name: case.samples for case in read_runs([other])[0].cases}
+    assert samples["few"] is None
+    assert samples["more"] == other / "more" / "samples"
