@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from wsflow.tasks import MNIST, Gaussians
+from wsflow.tasks import MNIST, BreastCancer, Gaussians
 from wsflow.weightspace import NetworkInitializer
 from wsflow.zoo import SGD, Adam, Collector, EverySnapshot, ValidationSnapshot, Zoo, ZooError
 from wsflow.zoo import collect as module
@@ -313,3 +313,13 @@ def test_a_killed_collection_resumes_to_the_same_bytes(task, plugin, tmp_path):
     for path in (killed, whole):
         assert collector.collect(task, path, progress=False)
     assert contents(killed) == contents(whole)
+
+
+def test_starts_that_cannot_be_drawn_end_a_collection_before_anything_is_written(tmp_path):
+    class Undrawn(NetworkInitializer):
+        def sample(self, space, n, generator):
+            raise ValueError("no layer draws it")
+
+    with pytest.raises(ValueError, match="no layer draws it"):
+        Collector(runs=4, epochs=1, initializer=Undrawn()).collect(BreastCancer(), tmp_path / "zoo", progress=False)
+    assert not (tmp_path / "zoo").exists()

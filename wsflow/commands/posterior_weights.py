@@ -54,6 +54,6 @@ def posterior_weights(
             f"the field of {path} predicts endpoints and is followed up to t = 0.99 only; the density there is that of "
             "other networks, and importance weights would be noise: use a flow with the Velocity parametrization"
         )
-    prior = flow.module.prior.log_prob(geometry.encode(theta), geometry)
+    prior = flow.module.path.start(flow.module.prior).log_prob(geometry.encode(theta), geometry)
     density = flow.log_prob(theta, trace, seed=seed)
     return importance_weights(log_likelihood(task, theta), prior, density.value, power, density.standard_error)

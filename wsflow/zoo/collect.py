@@ -125,7 +125,8 @@ class Collector:
         path = Path(path)
         self._steps(task)
         if task.has_data:
-            task.data("train")  # what cannot be read ends this before anything is written
+            task.data("train")  # what cannot be read or drawn ends this before anything is written
+            draw_starts(task, self.initializer, self.seed, [0])
         self._claim(task, path)
         mine = [i for i in range(self.shards) if i % share[1] == share[0] and read_sidecar(path, i) is None]
         with _progress(progress) as bar:
