@@ -4,6 +4,7 @@ The network is 784-10-10 and the optimiser SGD with Nesterov momentum of configs
 
 - *together*: ``train_runs``, the loop inside ``Collector``, for as many runs as the ``memory`` of the collector allows,
   the order of the data included;
+- *one order*: the same for runs that share an order of the data, ``--per-order`` of them;
 - *one by one*: a PyTorch module and ``torch.optim.SGD`` on the same tensors, in memory and scaled beforehand;
 - *DataLoader*: the same with torchvision's MNIST, ``ToTensor`` and ``Normalize``, and a shuffling DataLoader.
 
@@ -11,7 +12,7 @@ A slice of an epoch is timed on each side and scaled to a whole epoch; networks 
 of the repetitions.  Evaluation and files are left out on all sides.
 
 Usage: ``WSFLOW_DATA=... python benchmarks/collect_images.py [--batches 250 64] [--steps 8] [--epochs 1]
-[--output benchmarks/results/collect_images.json] [--device cuda]``
+[--per-order 100] [--output benchmarks/results/collect_images.json] [--device cuda]``
 """
 
 from __future__ import annotations
@@ -55,15 +56,19 @@ def timed(function: Callable[[], Any], repeats: int, device: str = "cpu") -> flo
     return min(times)
 
 
-def together(task: BaseTask, batch: int, memory: str, steps: int, device: str) -> tuple[float, int]:
+def together(task: BaseTask, batch: int, memory: str, steps: int, device: str, per_order: int = 1) -> tuple[float, int]:
     """Seconds of a step for all of the runs that train together, the data's order included, and how many these are."""
     optimizer, initializer = SGD(LR, MOMENTUM, DECAY, nesterov=True), GaussianInitializer(std=STD)
-    runs = Collector(runs=5000, batch_size=batch, optimizer=optimizer, memory=memory).chunk_runs(task)
+    collector = Collector(
+        runs=5000, batch_size=batch, optimizer=optimizer, memory=memory, runs_per_order=per_order, shard_runs=5000
+    )
+    runs = collector.chunk_runs(task)
+    orders = 1 if per_order > 1 else runs
     start, points = draw_starts(task, initializer, 0, range(runs)), len(task.data("train")[0])
-    ordering = timed(DataOrder(points, 0, range(runs)).epoch, 1) * batch / points
+    ordering = timed(DataOrder(points, 0, range(orders)).epoch, 1) * batch / points
 
     def slice_of(count: int) -> float:
-        fixed = _Fixed(torch.randint(points, (runs, batch * count)))
+        fixed = _Fixed(torch.randint(points, (orders, batch * count)))
         return timed(lambda: train_runs(task, start, fixed, optimizer, 1, batch, [count], device), 2, device)
 
     long, short = slice_of(1 + steps), slice_of(1)
@@ -133,18 +138,23 @@ def measure(
     memory: str = "38MB",
     epochs: int = 1,
     device: str = "cpu",
+    per_order: int = 100,
 ) -> dict[str, Any]:
-    """Networks per second of the three ways."""
+    """Networks per second of the four ways."""
     total = -(-len(task.data("train")[0]) // batch) * epochs
     step, runs = together(task, batch, memory, steps, device)
+    shared, sharing = together(task, batch, memory, steps, device, per_order)
     rates = {
         "together": runs / (step * total),
+        "one_order": sharing / (shared * total),
         "one_by_one": 1 / (in_memory(task, widths, batch, max(steps, 20), device) * total),
         "loader": 1 / (from_loader(dataset, widths, batch, steps, device) * total),
     }
     ratios = {f"times_{name}": rates["together"] / rates[name] for name in ("one_by_one", "loader")}
+    ratios |= {f"one_order_times_{name}": rates["one_order"] / rates[name] for name in ("one_by_one", "loader")}
     setting = {"epochs": epochs, "memory": memory, "device": device, "torch": torch.__version__, "threads": 1}
-    return {"batch": batch, "runs_together": runs, "networks_per_second": rates, **ratios, "setting": setting}
+    counts = {"batch": batch, "runs_together": runs, "runs_per_order": sharing}
+    return {**counts, "networks_per_second": rates, **ratios, "setting": setting}
 
 
 def main() -> None:
@@ -152,21 +162,25 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[250, 64])
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--per-order", type=int, default=100, help="runs that share an order of the data")
     parser.add_argument("--memory", default="38MB", help="of the runs that train together, as Collector takes it")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "collect_images.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     task, dataset = MNIST([784, 10, 10]), images()
-    columns = ("batch", "runs together", "together", "one by one", "DataLoader", "times one by one", "times DataLoader")
+    ways = ("together", "one_order", "one_by_one", "loader")
+    ratios = ("times_one_by_one", "times_loader", "one_order_times_one_by_one", "one_order_times_loader")
+    columns = ("batch", "runs together", "per order", *(name.replace("_", " ") for name in (*ways, *ratios)))
     table, rows = Table(*columns, title=f"784-10-10, networks per second, {args.epochs} epoch(s)"), []
     for batch in args.batches:
-        row = measure(task, task.widths, dataset, batch, args.steps, args.memory, args.epochs, args.device)
-        rates = [f"{row['networks_per_second'][name]:.3f}" for name in ("together", "one_by_one", "loader")]
-        ratios = [f"{row[name]:.1f}" for name in ("times_one_by_one", "times_loader")]
-        table.add_row(str(batch), str(row["runs_together"]), *rates, *ratios)
+        settings = (args.memory, args.epochs, args.device, args.per_order)
+        row = measure(task, task.widths, dataset, batch, args.steps, *settings)
+        rates = [f"{row['networks_per_second'][name]:.3f}" for name in ways]
+        found = [f"{row[name]:.1f}" for name in ratios]
+        table.add_row(str(batch), str(row["runs_together"]), str(row["runs_per_order"]), *rates, *found)
         rows.append(row)
-    Console(width=120).print(table)
+    Console(width=160).print(table)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -103,6 +103,36 @@ def test_data_order_is_that_of_run_and_epoch():
     assert not torch.equal(DataOrder(20, 4, [4]).epoch()[0], epochs[0][0])
 
 
+@pytest.mark.parametrize("cut", [{}, {"shard_runs": 3}, {"memory": "8KB"}], ids=["whole", "shards", "memory"])
+def test_runs_that_share_an_order_are_trained_as_if_alone(task, tmp_path, cut):
+    collector = Collector(runs=5, epochs=3, batch_size=16, optimizer=SGD(0.1), seed=5, runs_per_order=2, **cut)
+    collector.collect(task, tmp_path, progress=False)
+    zoo = Zoo.open(tmp_path)
+    assert zoo.order.tolist() == [0, 0, 1, 1, 2]
+    for run in range(5):
+        alone = train_alone(task, zoo.start[run], DataOrder(38, 5, [run // 2]), SGD(0.1), 3, 16)
+        torch.testing.assert_close(zoo.theta[run], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_chunks_are_of_one_order_and_hold_every_run_once(task):
+    collector = Collector(runs=23, shard_runs=10, runs_per_order=4)
+    chunks = [chunk for shard in range(collector.shards) for chunk in collector._chunks(task, shard)]
+    assert [run for chunk in chunks for run in chunk] == list(range(23))
+    assert all(chunk[0] // 4 == chunk[-1] // 4 for chunk in chunks)
+    assert max(len(chunk) for chunk in chunks) == collector.chunk_runs(task) == 4
+    assert collector.estimate(task, 1)["chunk_runs"] == 4
+
+
+def test_runs_that_share_no_order_leave_the_settings_as_they_were(task, zoo_path):
+    assert "runs_per_order" not in Collector().description["init_args"]
+    assert Zoo.open(zoo_path).order is None
+    shared = Collector(runs=10, epochs=2, batch_size=16, snapshots=EverySnapshot(2), shard_runs=4, runs_per_order=2)
+    with pytest.raises(ZooError, match="runs_per_order is None there and 2 here"):
+        shared.collect(task, zoo_path, progress=False)
+    with pytest.raises(ValueError, match="runs_per_order must be at least 1, got 0"):
+        Collector(runs_per_order=0)
+
+
 def test_collecting_twice_writes_the_same_bytes(task, collector, zoo_path, tmp_path):
     collector.collect(task, tmp_path / "again", progress=False)
     assert contents(tmp_path / "again") == contents(zoo_path)

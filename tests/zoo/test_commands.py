@@ -52,6 +52,20 @@ def test_merge_refuses_another_architecture(task, zoo_path, tmp_path):
         merge([str(zoo_path), str(tmp_path / "wide")], str(tmp_path / "merged"))
 
 
+def test_orders_of_the_data_go_along(task, zoo_path, tmp_path, capsys):
+    Collector(
+        runs=4, epochs=2, batch_size=16, snapshots=EverySnapshot(2), shard_runs=2, seed=1, runs_per_order=2
+    ).collect(task, tmp_path / "other", progress=False)
+    merge([str(zoo_path), str(tmp_path / "other")], str(tmp_path / "merged"))
+    assert Zoo.open(tmp_path / "merged").order.tolist() == [*range(10), 10, 10, 11, 11]
+    subset(str(tmp_path / "merged"), str(tmp_path / "part"), runs=3, skip=9)
+    part = Zoo.open(tmp_path / "part")
+    assert part.run_ids.tolist() == [9, 10, 11]
+    assert part.order.tolist() == [9, 10, 10]
+    info(str(tmp_path / "part"))
+    assert "data orders" in capsys.readouterr().out
+
+
 def test_merge_takes_two(zoo_path, tmp_path):
     with pytest.raises(ZooError, match="at least two"):
         merge([str(zoo_path)], str(tmp_path / "merged"))

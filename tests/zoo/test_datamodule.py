@@ -74,6 +74,15 @@ def test_splits_are_by_run(task, zoo_path):
         assert len(data.rows(split, final_only=True)) == len(runs[split])
 
 
+def test_runs_of_one_order_come_into_one_split(task, tmp_path):
+    collector = Collector(runs=30, epochs=1, batch_size=16, runs_per_order=3)
+    data = ZooDataModule(task, str(tmp_path / "zoo"), collector)
+    data.prepare_data()
+    orders = {name: set((runs // 3).tolist()) for name, runs in data.runs.items()}
+    assert [len(runs) for runs in data.runs.values()] == [24, 3, 3]
+    assert len(set.union(*orders.values())) == sum(len(one) for one in orders.values()) == 10
+
+
 def test_fewer_train_runs_leave_the_other_splits_alone(task, zoo_path):
     every, few = make(task, zoo_path).runs, make(task, zoo_path, train_runs=5)
     assert few.runs["train"].tolist() == every["train"][:5].tolist()

@@ -290,3 +290,31 @@ def test_runs_are_split_once_and_for_all():
     again = split_runs(ids.flip(0), seed=1)
     assert all(torch.equal(parts[name], again[name]) for name in parts)
     assert not torch.equal(parts["val"], split_runs(ids, seed=2)["val"])
+
+
+def test_runs_of_one_order_come_into_one_split():
+    ids = torch.arange(40)[torch.randperm(40)] * 3
+    order = ids // 12
+    parts = split_runs(ids, seed=1, order=order)
+    assert torch.equal(torch.cat(list(parts.values())).sort().values, ids.sort().values)
+    assert [len(parts[name]) for name in ("train", "val", "test")] == [32, 4, 4]
+    orders = [set((part // 12).tolist()) for part in parts.values()]
+    assert len(set.union(*orders)) == sum(len(one) for one in orders) == 10
+    with pytest.raises(ValueError, match=r"2 items are too few .* one order stay together"):
+        split_runs(ids, order=ids // 60)
+
+
+def test_orders_need_starts_and_every_file(tmp_path, space):
+    theta = torch.randn(4, space.dim)
+    with pytest.raises(ZooError, match="need as many starts"):
+        write_networks(tmp_path / "a", theta, space, order=torch.arange(4))
+    with pytest.raises(ZooError, match="3 orders"):
+        write_networks(tmp_path / "a", theta, space, start=theta, order=torch.arange(3))
+    write_networks(tmp_path / "a", theta, space, start=-theta, order=torch.tensor([0, 0, 5, 5]), shard_rows=2)
+    assert Zoo.open(tmp_path / "a").order.tolist() == [0, 0, 5, 5]
+    tensors = shard_tensors(theta[:2], torch.arange(2), torch.zeros(2), None, -theta[:2], torch.arange(2))
+    sidecar = write_shard(tmp_path / "a", 0, tensors)
+    manifest = json.loads((tmp_path / "a" / "zoo.json").read_text())
+    write_json(tmp_path / "a" / "zoo.json", {**manifest, "shards": [sidecar, manifest["shards"][1]]})
+    with pytest.raises(ZooError, match="which runs share an order"):
+        Zoo.open(tmp_path / "a")

@@ -68,6 +68,16 @@ def test_each_run_is_trained_as_if_alone(batch_norm):
         assert not torch.allclose(alone, start[run])
 
 
+@pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch_norm"])
+def test_runs_that_share_their_order_are_trained_as_if_alone(batch_norm):
+    task, runs = Pictures(batch_norm), range(3)
+    start = draw_starts(task, NetworkInitializer(), 0, runs).double()
+    found = train_runs(task, start, DataOrder(40, 0, [7]), SGD(0.1), 2, 16, [6])
+    for run in runs:
+        alone = train_alone(task, start[run], DataOrder(40, 0, [7]), [0.1] * 6, 16)
+        torch.testing.assert_close(found.theta[run, 0], alone, rtol=1e-9, atol=1e-10)
+
+
 class Partly(Pictures):
     """Pictures by a network of which a part is trained; its stored running statistics are not those of a batch."""
 

@@ -56,7 +56,8 @@ def equal_cost(task: BaseTask, collector: Collector, seconds: float) -> EqualCos
         each = steps_per_epoch(task, collector.batch_size)
 
         def descend(steps: int) -> Tensor:
-            order = DataOrder(count, collector.seed + 1, range(len(starts)))
+            orders = range(1) if collector.shares_orders else range(len(starts))
+            order = DataOrder(count, collector.seed + 1, orders)
             plan = (collector.optimizer, -(-steps // each), collector.batch_size, [steps], collector.device)
             return train_runs(task, starts, order, *plan, max_steps=steps).theta[:, 0]
 

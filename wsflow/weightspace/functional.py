@@ -47,7 +47,7 @@ def forward(space: WeightSpace, theta: Tensor, inputs: Tensor, per_network: bool
         result: Tensor = functional_call(template, {**frozen, **weights}, (x,))
         return result
 
-    with plain_attention(template), WeightsFirst():
+    with plain_attention(template), WeightsFirst(shared=not per_network):
         if one_by_one(template, inputs.shape[per_network], given):
             own = inputs.unbind() if per_network else [inputs] * len(theta)
             return torch.stack([single(weights, x) for weights, x in zip(each(given), own, strict=True)])

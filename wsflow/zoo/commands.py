@@ -30,6 +30,7 @@ def info(path: str) -> None:
         "task": task,
         "network": f"{manifest['space']['class_path']} {manifest['space']['init_args']}, D = {zoo.space.dim}",
         "runs": f"{len(zoo.run_ids)}, {'with' if zoo.has_start else 'without'} starts",
+        **({"data orders": str(len(set(zoo.order.tolist())))} if zoo.order is not None else {}),
         "dropped runs": str(manifest.get("dropped") or "none"),
         "snapshots": f"{len(zoo)}, steps {int(zoo.step.min())} to {int(zoo.step.max())}",
         "files": f"{len(manifest['shards'])} shards, {size / 1e6:.1f} MB",
@@ -75,9 +76,11 @@ def merge(paths: Sequence[str], output: str) -> None:
         _refuse_misfit(zoos[0], zoo, f"{path} and {paths[0]}")
     _refuse_shared(zoos)
     sidecars: list[dict[str, Any]] = []
-    offset = 0
+    offset = order_offset = 0
+    share = any(zoo.order is not None for zoo in zoos)
     for zoo in zoos:
         order = zoo.run.argsort(stable=True)
+        seen = zoo.order if zoo.order is not None else zoo.run_ids
         tensors = shard_tensors(
             zoo.rows(order),
             zoo.run[order] + offset,
@@ -86,10 +89,12 @@ def merge(paths: Sequence[str], output: str) -> None:
             zoo.start,
             zoo.run_ids + offset,
             zoo.buffers[order] if zoo.buffers is not None else None,
+            seen + order_offset if share else None,
         )
         zoo.check_finite()
         sidecars.append(write_shard(Path(output), len(sidecars), tensors))
         offset += int(zoo.run_ids.max()) + 1
+        order_offset += int(seen.max()) + 1
     origin = [zoo.manifest.get("collector") for zoo in zoos]
     write_manifest(Path(output), zoos[0].space, sidecars, zoos[0].kind, zoos[0].task, extra={"merged": origin})
 
@@ -127,6 +132,7 @@ def subset(path: str, output: str, runs: int | None = None, skip: int = 0, final
         zoo.task,
         zoo.kind,
         {"subset_of": zoo.manifest.get("collector")},
+        order=zoo.order[zoo.position(chosen)] if zoo.order is not None else None,
     )
 
 

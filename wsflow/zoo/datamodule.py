@@ -38,9 +38,9 @@ POINTS = 1024
 class ZooDataModule(LightningDataModule):
     """Yields batches of trained networks, split into train, validation and test runs.
 
-    A run and all its snapshots belong to one split.  Where a network is permuted, by an aligner or at random, its start
-    is permuted with it; for an aligned network this makes the start depend on the trained weights, which biases the law
-    of the starts unless the field is equivariant.
+    A run and all its snapshots belong to one split, and so do runs that saw the data in one order.  Where a network is
+    permuted, by an aligner or at random, its start is permuted with it; for an aligned network this makes the start
+    depend on the trained weights, which biases the law of the starts unless the field is equivariant.
 
     Args:
         task: The base task; it must be the one the zoo was trained on.  By default the one that the zoo names or, where
@@ -144,7 +144,7 @@ class ZooDataModule(LightningDataModule):
     @property
     def runs(self) -> dict[str, Tensor]:
         """The runs of each split."""
-        found = split_runs(self.zoo.run_ids, self.fractions, self.split_seed)
+        found = split_runs(self.zoo.run_ids, self.fractions, self.split_seed, self.zoo.order)
         if self.train_runs is not None and not 0 < self.train_runs <= len(found["train"]):
             raise ValueError(f"train_runs is {self.train_runs}, the train split has {len(found['train'])} runs")
         return {**found, "train": found["train"][: self.train_runs]}

@@ -5,7 +5,8 @@ A shard ``shard-00000.safetensors`` holds
 - ``theta`` (n, D) float32, ``run`` (n,) int64, ``step`` (n,) int64: snapshots, by run and then by step;
 - ``metric.<name>`` (n,) float32: their metrics;
 - ``buffers`` (n, D_b) float32: their running statistics, where the network has norm layers that keep some;
-- ``start`` (R, D) float32, ``start_run`` (R,) int64: the initial weights of its runs, where they are known.
+- ``start`` (R, D) float32, ``start_run`` (R,) int64: the initial weights of its runs, where they are known;
+- ``start_order`` (R,) int64: beside them, which order of the data each of these runs saw, where runs share orders.
 
 Its sidecar ``shard-00000.json`` holds sizes and the SHA-256 of the file.  The sidecar is written after the shard, so a
 shard with a sidecar is finished.
@@ -67,6 +68,7 @@ def shard_tensors(
     start: Tensor | None = None,
     start_run: Tensor | None = None,
     buffers: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of a shard by name, with the types of the file format; shapes as in the module's docstring."""
     tensors = {"theta": theta.detach().float(), "run": run.long(), "step": step.long()}
@@ -75,6 +77,7 @@ def shard_tensors(
     tensors |= {f"metric.{name}": value.detach().float() for name, value in (metrics or {}).items()}
     if start is not None and start_run is not None:
         tensors |= {"start": start.detach().float(), "start_run": start_run.long()}
+        tensors |= {"start_order": order.long()} if order is not None else {}
     return {name: value.cpu().contiguous() for name, value in tensors.items()}
 
 

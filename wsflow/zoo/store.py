@@ -104,6 +104,11 @@ class Zoo:
         """(R,) int64, the runs, in the order of ``start``."""
         return cat([shard["start_run"] for shard in self._shards]) if self.has_start else torch.unique(self.run)
 
+    @cached_property
+    def order(self) -> Tensor | None:
+        """(R,) int64, the order of the data that each run in ``run_ids`` saw; None where no two runs share one."""
+        return cat([shard["start_order"] for shard in self._shards]) if "start_order" in self._shards[0] else None
+
     @property
     def has_start(self) -> bool:
         """Whether the runs' initial weights are known."""
@@ -236,6 +241,8 @@ class Zoo:
                     f"{self.path / shard['file']} holds weights of another architecture: shape "
                     f"{tuple(tensors['theta'].shape)}, but the manifest's weight space has D = {self.space.dim}"
                 )
+            if ("start_order" in tensors) != ("start_order" in self._shards[0]):
+                raise ZooError(f"{self.path}: some files say which runs share an order of the data, and others do not")
             known = tensors["buffers"].shape[1:] if "buffers" in tensors else None
             if known not in (None, (self.space.full_dim - self.space.dim,)) or (known is None) == self.has_buffers:
                 raise ZooError(
@@ -244,17 +251,38 @@ class Zoo:
                 )
 
 
-def split_runs(run_ids: Tensor, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0) -> dict[str, Tensor]:
+def split_runs(
+    run_ids: Tensor,
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    order: Tensor | None = None,
+) -> dict[str, Tensor]:
     """Split runs (R,) into ``train``, ``val`` and ``test`` runs, sorted; a function of the runs and the seed alone.
 
+    Args:
+        run_ids: (R,), the runs.
+        fractions: Of runs in train, validation and test.
+        seed: Of the split.
+        order: (R,), the order of the data that each run saw; runs of one order are not independent and come into one
+            split.  None where every run has its own.
+
     Raises:
-        ValueError: where there are not three fractions that add up to 1, or too few runs.
+        ValueError: where there are not three fractions that add up to 1, or too few runs, or orders.
     """
     if len(fractions) != 3:
         raise ValueError(f"fractions must be three, of train, validation and test runs; got {list(fractions)}")
-    ids = run_ids.sort().values
-    parts = split_indices(len(ids), fractions, seed)
-    return {name: ids[part.sort().values] for name, part in zip(("train", "val", "test"), parts, strict=True)}
+    units = run_ids if order is None else order
+    ids = torch.unique(units)
+    try:
+        parts = split_indices(len(ids), fractions, seed)
+    except ValueError as error:
+        if order is None:
+            raise
+        raise ValueError(
+            f"{error}: runs that saw the data in one order stay together, and these are what is split"
+        ) from None
+    chosen = {name: ids[part] for name, part in zip(("train", "val", "test"), parts, strict=True)}
+    return {name: run_ids[torch.isin(units, part)].sort().values for name, part in chosen.items()}
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

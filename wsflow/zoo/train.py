@@ -9,6 +9,11 @@ whose gradient in :math:`\theta_b` is that of run b alone.  The last, smaller mi
 norm normalises by the moments of each run's own mini-batch; running statistics are recomputed where networks are judged
 (:mod:`wsflow.tasks.base`).
 
+Runs may also share one order of the data, as in the usual ensembling with ``torch.vmap``.  Their mini-batch is then
+gathered once, and their first layers are one matrix product (:mod:`wsflow.weightspace.narrow`).  The law of each run is
+the same; but runs of one order are not independent, so a split of a zoo keeps them together
+(:func:`wsflow.zoo.split_runs`).
+
 The start of run r comes from (seed, r), its data order from (seed, r) by another stream: neither depends on which runs
 share a chunk.  No two runs of a seed have the same start (:mod:`wsflow.weightspace.randomness`); data orders come from
 generators of 128 bits, all of which the seed sets.
@@ -63,16 +68,17 @@ class DataOrder:
     Args:
         count: N, the number of data points.
         seed: The collector's seed.
-        runs: The B runs.
+        orders: Numbers of the orders: of B runs, one each, or one that all of them share.  A run that shares its order
+            with no other has the order of its own number.
     """
 
-    def __init__(self, count: int, seed: int, runs: Sequence[int]) -> None:
+    def __init__(self, count: int, seed: int, orders: Sequence[int]) -> None:
         self.count = count
-        seeds = [np.random.SeedSequence(seed, spawn_key=(ORDER, run)) for run in runs]
+        seeds = [np.random.SeedSequence(seed, spawn_key=(ORDER, order)) for order in orders]
         self._generators = [np.random.Generator(np.random.PCG64(one)) for one in seeds]
 
     def epoch(self) -> Tensor:
-        """(B, N), the next epoch's permutation of every run."""
+        """(B, N), the next epoch's permutation of every run, or (1, N) where they share it."""
         return torch.from_numpy(np.stack([generator.permutation(self.count) for generator in self._generators]))
 
 
@@ -93,7 +99,7 @@ def train_runs(
     Args:
         task: Data, network and loss.
         start: (B, D), initial weights.
-        order: Data order of the B runs.
+        order: Data order of the B runs, or the one that they share.
         optimizer: Of the weights.
         epochs: Passes through the train split.
         batch_size: Data points per run and step.
@@ -106,16 +112,20 @@ def train_runs(
     inputs, targets = (tensor.to(device) for tensor in task.data("train"))
     inputs = inputs.to(start.dtype)
     shape, rows = inputs.shape[1:], inputs.reshape(len(inputs), -1)  # whole rows are gathered faster than images
-    drawn = rows.new_empty(len(start) * min(batch_size, len(rows)), rows.shape[1])  # memory that is new is slow
+    drawn: Tensor | None = None
     theta = start.to(device, copy=True).requires_grad_(True)
     descent, wanted, kept, step = optimizer.build(theta), set(snapshots), [], 0
     for _ in range(epochs):
-        batches = torch.split(order.epoch().to(device), batch_size, dim=1)
+        points = order.epoch().to(device)
+        batches, own = torch.split(points, batch_size, dim=1), len(points) == len(theta)
+        if drawn is None:  # once: memory that is new is slow
+            drawn = rows.new_empty(batches[0].numel(), rows.shape[1])
         for index in islice(batches, None if max_steps is None else max_steps - step):
             batch = torch.index_select(rows, 0, index.flatten(), out=drawn[: index.numel()])
-            logits = space.forward(theta, batch.view(*index.shape, *shape), per_network=True)
+            seen, wanted_out = batch.view(*index.shape, *shape), targets[index]
+            logits = space.forward(theta, seen if own else seen[0], per_network=own)
             descent.zero_grad()
-            torch.autograd.backward(task.loss(logits, targets[index]).sum())
+            torch.autograd.backward(task.loss(logits, wanted_out if own else wanted_out[0]).sum())
             descent.step()
             step += 1
             if step in wanted:

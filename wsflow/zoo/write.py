@@ -89,6 +89,7 @@ def write_networks(
     kind: str = "samples",
     extra: Mapping[str, Any] | None = None,
     shard_rows: int = 65536,
+    order: Tensor | None = None,
 ) -> None:
     """Write networks that are at hand, such as generated ones, as a zoo.
 
@@ -104,6 +105,7 @@ def write_networks(
         kind: ``samples`` or ``zoo``.
         extra: Further plain data for the manifest.
         shard_rows: Networks per file.
+        order: (R,), beside ``start``: which order of the data each run saw, where runs share orders.
 
     Raises:
         ZooError: where the path holds a zoo, a weight is not finite, or the shapes do not fit.
@@ -119,13 +121,16 @@ def write_networks(
         raise ZooError("run and step must have one entry per network, and runs must ascend")
     if start is not None and len(start) != len(ids):
         raise ZooError(f"{len(start)} starts for {len(ids)} runs")
+    if order is not None and (start is None or len(order) != len(ids)):
+        raise ZooError(f"{len(order)} orders of the data need as many starts, and there are {len(ids)} runs")
     sidecars, ends = [], sizes.cumsum(0)
     for index, first, last in _by_runs(ends, shard_rows):
         rows = slice(int(ends[first - 1]) if first else 0, int(ends[last - 1]))
         values = {name: value[rows] for name, value in (metrics or {}).items()}
         begin = start[first:last] if start is not None else None
         weights, buffers = split_buffers(space, theta[rows])
-        tensors = shard_tensors(weights, run[rows], step[rows], values, begin, ids[first:last], buffers)
+        seen = order[first:last] if order is not None else None
+        tensors = shard_tensors(weights, run[rows], step[rows], values, begin, ids[first:last], buffers, seen)
         sidecars.append(write_shard(path, index, tensors))
     write_manifest(path, space, sidecars, kind, task, extra=extra)
 
