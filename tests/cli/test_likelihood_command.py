@@ -51,7 +51,13 @@ def test_on_spheres(command, tmp_path, capsys):
 
 
 def test_mistakes_end_in_one_line(trained, error_of):
-    assert "n must be at least 1" in error_of(["likelihood", "--ckpt_path", str(trained), "--n=0"])
+    likelihood = ["likelihood", "--ckpt_path", str(trained)]
+    assert "n must be at least 1" in error_of([*likelihood, "--n=0"])
+    message = error_of([*likelihood, "--samples=somewhere", "--split=test", "--split_seed=1"])
+    assert "--split, --split_seed chooses networks of a zoo, and --samples gives them" in message
+    assert "DormandPrince chooses its own steps: leave CosineGrid out" in error_of(
+        [*likelihood, "--solver=DormandPrince", "--grid=CosineGrid"]
+    )
 
 
 def test_predict_takes_noise_and_grids_as_classes(trained, tmp_path, error_of):

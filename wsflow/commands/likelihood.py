@@ -28,7 +28,7 @@ def likelihood(
     ckpt_path: str,
     samples: str | None = None,
     zoo: str | None = None,
-    split: Literal["train", "val", "test"] = "val",
+    split: Literal["train", "val", "test"] | None = None,
     n: int = 100,
     out: str | None = None,
     trace: Trace | None = None,
@@ -48,9 +48,10 @@ def likelihood(
 
     Args:
         ckpt_path: Checkpoint of the flow.
-        samples: Folder of generated networks, or a zoo; instead, by default, the runs of a split of the zoo.
+        samples: Folder of generated networks, or a zoo; instead, by default, the runs of a split of the zoo.  What
+            chooses a split's networks (zoo, split, split_seed, fractions) is refused beside it.
         zoo: The zoo that the flow was trained on; by default the one that the checkpoint names.
-        split: Whose runs' networks are taken.
+        split: Whose runs' networks are taken; ``val`` by default.
         n: How many networks, the first ones.
         out: JSON file to write; ``likelihood.json`` in the run's folder by default.
         trace: How divergences are found: Hutchinson with 25 probes by default, or ExactTrace.
@@ -94,13 +95,17 @@ def _networks(
     flow: Flow,
     samples: str | None,
     zoo: str | None,
-    split: str,
+    split: str | None,
     n: int,
     split_seed: int | None,
     fractions: Sequence[float] | None,
 ) -> tuple[Tensor, str]:
     """Networks (n, D) and what they are."""
     if samples is not None:
+        beside = {"zoo": zoo, "split": split, "split_seed": split_seed, "fractions": fractions}
+        given = [f"--{name}" for name, value in beside.items() if value is not None]
+        if given:
+            raise ValueError(f"{', '.join(given)} chooses networks of a zoo, and --samples gives them; leave one out")
         stored = stored_networks(Path(samples), n)
         if stored.space != flow.weight_space:
             raise ValueError(f"the networks in {samples} are of another weight space than the flow's")
@@ -108,6 +113,7 @@ def _networks(
     space, geometry = flow.weight_space, flow.module.geometry
     known = Networks(torch.empty(0, space.dim), space, geometry, flow.data, None, None, Path())
     data = data_module(known, zoo, split_seed, fractions)
+    split = split or "val"
     return data.networks(split).x1[:n], f"{split} runs of {data.path}"
 
 

@@ -40,7 +40,8 @@ class Sampler:
         grid: The times of the steps; equal steps by default.
 
     Raises:
-        ValueError: for fewer than one step, negative noise, a power that is not positive, and a power beside a grid.
+        ValueError: for fewer than one step, negative noise, a power that is not positive, a power beside a grid, and
+            either of them for a solver that chooses its steps, where there is no noise to add at these times.
     """
 
     def __init__(
@@ -64,6 +65,9 @@ class Sampler:
         self.power = power
         self.guidance = guidance
         self.grid = grid
+        if self.solver.adaptive and self.perturbation is None and (grid is not None or power != 1):
+            given = f"power {power}" if grid is None else type(grid).__name__
+            raise ValueError(f"{type(self.solver).__name__} chooses its own steps: leave {given} out, or add noise")
         self._spent = [0]  # a list, which copies for one flow share
         self._part: Tensor | None = None
 
