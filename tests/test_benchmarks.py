@@ -111,16 +111,19 @@ def test_geometry_together_is_compared_with_a_loop() -> None:
     assert all(float(row["ratio"]) > 0 for row in rows)
 
 
-def test_training_on_images_is_measured_in_three_ways() -> None:
+def test_training_on_images_is_measured_in_four_ways() -> None:
     import collect_images
 
     task = BreastCancer([30, 3, 2])
     inputs, targets = task.data("train")
-    row = collect_images.measure(task, task.widths, TensorDataset(inputs, targets), batch=16, steps=2, memory="300KB")
+    settings = {"batch": 16, "steps": 2, "memory": "300KB", "per_order": 3}
+    row = collect_images.measure(task, task.widths, TensorDataset(inputs, targets), **settings)
     assert row["runs_together"] > 1
-    assert set(row["networks_per_second"]) == {"together", "one_by_one", "loader"}
+    assert row["runs_per_order"] == 3
+    assert set(row["networks_per_second"]) == {"together", "one_order", "one_by_one", "loader"}
     rates = row["networks_per_second"]
     assert row["times_loader"] == pytest.approx(rates["together"] / rates["loader"])
+    assert row["one_order_times_one_by_one"] == pytest.approx(rates["one_order"] / rates["one_by_one"])
 
 
 def test_the_gaussian_task_is_measured_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def test_a_list_says_how_many_steps_there_are():
 
 def test_a_sampler_follows_its_grid():
     assert torch.equal(Sampler(steps=5, power=2).times, Sampler(steps=5, grid=PowerGrid(2)).times)
-    with pytest.raises(ValueError, match="DormandPrince chooses its own steps: leave power 3.0 out"):
+    with pytest.raises(ValueError, match=r"DormandPrince chooses its own steps: leave power 3.0 out"):
         Sampler(DormandPrince(), power=3.0)
     assert len(Sampler(DormandPrince(), 4, noise=0.1, power=3.0).times) == 5
     with pytest.raises(ValueError, match="exclude each other"):
