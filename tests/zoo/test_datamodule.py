@@ -81,6 +81,12 @@ def test_runs_of_one_order_come_into_one_split(task, tmp_path):
     orders = {name: set((runs // 3).tolist()) for name, runs in data.runs.items()}
     assert [len(runs) for runs in data.runs.values()] == [24, 3, 3]
     assert len(set.union(*orders.values())) == sum(len(one) for one in orders.values()) == 10
+    train = data.zoo.run[data.rows("train")]
+    assert torch.equal(train, data.runs["train"])
+    assert len(set((train[:8] // 3).tolist())) == 8
+    assert torch.equal(train[:8] % 3, torch.zeros(8, dtype=torch.long))
+    few = ZooDataModule(task, str(tmp_path / "zoo"), collector, train_runs=8)
+    assert torch.equal(few.zoo.run[few.rows("train")], train[:8])
 
 
 def test_fewer_train_runs_leave_the_other_splits_alone(task, zoo_path):

@@ -25,7 +25,7 @@ from wsflow.zoo.labels import Label
 from wsflow.zoo.loader import NetworkLoader
 from wsflow.zoo.settings import MAY_DIFFER, refuse_other_settings
 from wsflow.zoo.shards import ZooError
-from wsflow.zoo.store import Zoo, split_runs
+from wsflow.zoo.store import Zoo, in_turn, split_runs
 from wsflow.zoo.write import MANIFEST
 
 PROBES = 16
@@ -186,7 +186,7 @@ class ZooDataModule(LightningDataModule):
         self._permutations()
 
     def rows(self, split: str, final_only: bool | None = None) -> Tensor:
-        """Row numbers of a split's snapshots in the zoo.
+        """Row numbers of a split's snapshots in the zoo; runs that share orders of the data come in turns.
 
         Args:
             split: ``train``, ``val`` or ``test``.
@@ -196,7 +196,9 @@ class ZooDataModule(LightningDataModule):
             raise ValueError(f"unknown split {split!r}; splits are {', '.join(self.runs)}")
         final = self.final_only if final_only is None else final_only
         rows = self.zoo.final() if final else torch.arange(len(self.zoo))
-        return rows[torch.isin(self.zoo.run[rows], self.runs[split])]
+        rows = rows[torch.isin(self.zoo.run[rows], self.runs[split])]
+        order = self.zoo.order
+        return rows if order is None else rows[in_turn(order[self.zoo.position(self.zoo.run[rows])])]
 
     def networks(self, split: str) -> ZooBatch:
         """The final snapshots alone of all runs of a split, aligned if training is."""

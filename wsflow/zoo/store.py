@@ -259,6 +259,8 @@ def split_runs(
 ) -> dict[str, Tensor]:
     """Split runs (R,) into ``train``, ``val`` and ``test`` runs, sorted; a function of the runs and the seed alone.
 
+    Runs that share orders of the data come in turns, so that the first few of a split are of many orders.
+
     Args:
         run_ids: (R,), the runs.
         fractions: Of runs in train, validation and test.
@@ -282,7 +284,20 @@ def split_runs(
             f"{error}: runs that saw the data in one order stay together, and these are what is split"
         ) from None
     chosen = {name: ids[part] for name, part in zip(("train", "val", "test"), parts, strict=True)}
-    return {name: run_ids[torch.isin(units, part)].sort().values for name, part in chosen.items()}
+    found = {name: torch.isin(units, part).nonzero().squeeze(1) for name, part in chosen.items()}
+    found = {name: rows[run_ids[rows].argsort()] for name, rows in found.items()}
+    if order is not None:
+        found = {name: rows[in_turn(order[rows])] for name, rows in found.items()}
+    return {name: run_ids[rows] for name, rows in found.items()}
+
+
+def in_turn(order: Tensor) -> Tensor:
+    """Indices (n,) that go through entries with orders (n,) by turns: the first of each order, then the second, ..."""
+    sorted_order, by_order = order.sort(stable=True)
+    counts = torch.unique_consecutive(sorted_order, return_counts=True)[1]
+    turn = torch.empty_like(order)
+    turn[by_order] = torch.cat([torch.arange(count) for count in counts.tolist()])
+    return turn.argsort(stable=True)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
