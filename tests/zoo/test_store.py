@@ -310,9 +310,9 @@ def test_orders_need_starts_and_every_file(tmp_path, space):
         write_networks(tmp_path / "a", theta, space, order=torch.arange(4))
     with pytest.raises(ZooError, match="3 orders"):
         write_networks(tmp_path / "a", theta, space, start=theta, order=torch.arange(3))
-    write_networks(tmp_path / "a", theta, space, start=-theta, order=torch.tensor([0, 0, 5, 5]), shard_rows=2)
+    write_networks(tmp_path / "a", theta, space, start=theta, order=torch.tensor([0, 0, 5, 5]), shard_rows=2)
     assert Zoo.open(tmp_path / "a").order.tolist() == [0, 0, 5, 5]
-    tensors = shard_tensors(theta[:2], torch.arange(2), torch.zeros(2), None, -theta[:2], torch.arange(2))
+    tensors = shard_tensors(theta[:2], torch.arange(2), torch.zeros(2), None, theta[:2], torch.arange(2))
     sidecar = write_shard(tmp_path / "a", 0, tensors)
     manifest = json.loads((tmp_path / "a" / "zoo.json").read_text())
     write_json(tmp_path / "a" / "zoo.json", {**manifest, "shards": [sidecar, manifest["shards"][1]]})

@@ -78,7 +78,11 @@ def shard_tensors(
     if start is not None and start_run is not None:
         tensors |= {"start": start.detach().float(), "start_run": start_run.long()}
         tensors |= {"start_order": order.long()} if order is not None else {}
-    return {name: value.cpu().contiguous() for name, value in tensors.items()}
+    placed = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    memory = {name: value.untyped_storage().data_ptr() for name, value in placed.items()}
+    if memory.get("start") == memory["theta"]:
+        placed["start"] = placed["start"].clone()  # safetensors refuses tensors that share memory
+    return placed
 
 
 def write_shard(
