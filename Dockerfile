@@ -50,8 +50,8 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 
 ARG UID=1000
 ARG GID=1000
-RUN groupadd --gid "${GID}" wsflow \
-    && useradd --no-log-init --create-home --uid "${UID}" --gid "${GID}" wsflow \
+RUN groupadd --non-unique --gid "${GID}" wsflow \
+    && useradd --non-unique --no-log-init --create-home --uid "${UID}" --gid "${GID}" wsflow \
     && install --directory --owner wsflow --group wsflow /wsflow /wsflow/data /wsflow/zoos /wsflow/runs
 
 COPY --from=wheel /dist /opt/wsflow/dist

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -97,23 +97,33 @@ def compare_resumed(checkpoint: Mapping[str, Any], hparams: Mapping[str, Any], d
     stored = checkpoint.get("hyper_parameters", {})
     if names := ", ".join(sorted(k for k in {*stored, *hparams} if stored.get(k) != hparams.get(k))):
         rank_zero_warn(f"the training goes on with other settings than the checkpoint's: {names}")
-    try:
-        now = (plain(datamodule) or {}).get("init_args", {})
-    except DescriptionError:
-        return
-    before = (checkpoint.get("data") or {}).get("init_args", {})
-    for name in ("fractions", "split_seed"):
-        was, given = (_listed(each.get(name)) for each in (before, now))
-        if name in before.keys() & now.keys() and was != given:
-            raise ValueError(
-                f"the training that is to go on had data.{name} {was}, and this one has {given}: runs that were held "
-                f"out would be trained on, and none could be called unseen; pass --data.{name} {was}"
-            )
+    before, now = _data(checkpoint, datamodule)
+    _refuse_other_runs(before, now, ("fractions", "split_seed", "train_runs"))
     if before.get("path") != now.get("path") and {"path"} <= before.keys() & now.keys():
         rank_zero_warn(
             f"the training began with the zoo {before['path']} and goes on with {now['path']}: unless these are the "
             "same, runs that it has seen may count as held out"
         )
+
+
+def _data(checkpoint: Mapping[str, Any], datamodule: object) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The data module's arguments of a checkpoint, and those of one; empty where it cannot be described."""
+    try:
+        now = (plain(datamodule) or {}).get("init_args", {})
+    except DescriptionError:
+        return {}, {}
+    return (checkpoint.get("data") or {}).get("init_args", {}), now
+
+
+def _refuse_other_runs(before: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        was, given = (_listed(each.get(name)) for each in (before, now))
+        if name in before.keys() & now.keys() and was != given:
+            shown = "null" if was is None else was
+            raise ValueError(
+                f"the training that is to go on had data.{name} {was}, and this one has {given}: runs that were held "
+                f"out would be trained on, or such that were trained on would count as new; pass --data.{name} {shown}"
+            )
 
 
 def _listed(value: Any) -> Any:
@@ -130,17 +140,22 @@ def fitting() -> Iterator[None]:
         raise ValueError(f"the checkpoint's weights do not fit this model's field: {first} ...") from error
 
 
-def take_weights(module: HasWeights, checkpoint: Mapping[str, Any]) -> None:
+def take_weights(module: HasWeights, checkpoint: Mapping[str, Any], datamodule: object = None) -> None:
     """Give a model the weights of a trained flow, to train them on in another way: by another loss, on other runs.
 
     Args:
         module: The model.
         checkpoint: What :func:`wsflow.api.read_checkpoint` gives.
+        datamodule: The data module of the training to come.
 
     Raises:
-        ValueError: where the flow was trained on another base network, or its field is another one.
+        ValueError: where the flow was trained on another base network, its field is another one, or it was trained on
+            the same zoo split in another way.
     """
     refuse_other_space(checkpoint["hyper_parameters"], module.space)
+    before, now = _data(checkpoint, datamodule)
+    if before.get("path") == now.get("path"):
+        _refuse_other_runs(before, now, ("fractions", "split_seed"))
     module.load_state_dict(checkpoint["state_dict"])
 
 

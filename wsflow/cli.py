@@ -159,7 +159,7 @@ class WsflowCLI(LightningCLI):
             )
         resumed = self._ckpt_path is not None and (self._ckpt_path != "last" or last)
         if (weights := self._get(self.config, "weights")) is not None and not resumed:
-            take_weights(self.model, read_checkpoint(weights))
+            take_weights(self.model, read_checkpoint(weights), self.datamodule)
             times = read_timing(run_folder(weights))
             if "fit" in times and self.trainer.is_global_zero and not self._fast:
                 record_timing(root, fit_before=times["fit"] + times.get("fit_before", 0.0))

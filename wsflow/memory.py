@@ -132,11 +132,15 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._note(tensor, 0)
         result = func(*args, **kwargs)
         for tensor in _tensors(result):
-            self._note(tensor, tensor.untyped_storage().nbytes())
+            self._note(tensor, None)
         return result
 
-    def _note(self, tensor: Tensor, size: int) -> None:
+    def _note(self, tensor: Tensor, size: int | None) -> None:
+        """Count a tensor by its size, its storage's where None; wrappers of ``torch.func`` hold nothing themselves."""
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return
         storage = tensor.untyped_storage()
+        size = storage.nbytes() if size is None else size
         if storage._cdata in self._known:
             return
         self._known.add(storage._cdata)

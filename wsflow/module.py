@@ -273,7 +273,7 @@ class FlowMatchingModule(LightningModule):
         if stage == TrainerFn.FITTING:
             self.field.attach(getattr(data, "task", None))
             if self.conditioning is not None and (told := getattr(data, "told", None)) is not None:
-                self.conditioning.fit(told("train"))
+                self.conditioning.fit(told("train"), getattr(data, "label_description", None))
             if self.functional is not None:
                 self.functional.attach(getattr(data, "task", None))
         if isinstance(self.prior, StartsPrior) and self.prior.starts is None and data is not None:

@@ -7,7 +7,18 @@ import json
 import pytest
 import torch
 
-from wsflow.zoo import Collector, EverySnapshot, Label, MetricLabel, RunLabel, StepLabel, Zoo, ZooDataModule, ZooError
+from wsflow.zoo import (
+    Collector,
+    EverySnapshot,
+    Label,
+    MetricLabel,
+    RunLabel,
+    StepLabel,
+    Zoo,
+    ZooDataModule,
+    ZooError,
+    write_networks,
+)
 
 
 @pytest.fixture
@@ -37,10 +48,37 @@ def test_labels_are_what_the_zoo_says(zoo, task, tmp_path):
 def test_labels_of_test_data_and_unknown_ones_are_refused(zoo, task):
     with pytest.raises(ValueError, match="would tell the flow of the test data"):
         MetricLabel("test.loss")
-    with pytest.raises(ValueError, match="a metric is named as val"):
-        MetricLabel("loss")
-    with pytest.raises(ZooError, match=r"records no train\.beauty"):
+    with pytest.raises(ZooError, match=r"records no metric train\.beauty .*gives only accuracy, loss"):
         MetricLabel("train.beauty").values(zoo, task)
+    with pytest.raises(ZooError, match=r"records no metric lr \(val\.accuracy, val\.loss\)"):
+        MetricLabel("lr").values(zoo, task)
+
+
+def test_any_metric_that_an_imported_zoo_records_is_a_label(task, tmp_path):
+    theta, rate = torch.randn(20, task.space.dim), torch.rand(20)
+    write_networks(tmp_path / "zoo", theta, task.space, metrics={"lr": rate}, task=task, kind="zoo")
+    label = MetricLabel("lr")
+    assert label.name == "lr"
+    assert torch.equal(label.values(Zoo.open(tmp_path / "zoo"), task), rate)
+
+
+class Count(Label):
+    """The number of each snapshot, of a shape and type of choice."""
+
+    def __init__(self, shape: list[int]) -> None:
+        super().__init__("count")
+        self.shape = shape
+
+    def values(self, zoo, task):
+        return torch.arange(len(zoo)).view(self.shape)
+
+
+def test_labels_of_any_type_and_of_one_shape(zoo, task):
+    data = ZooDataModule(task, str(zoo.path), batch_size=4, labels=[Count([-1])])
+    assert data.told("train").dtype == torch.float32
+    data = ZooDataModule(task, str(zoo.path), batch_size=4, labels=[Count([-1, 1])])
+    with pytest.raises(ValueError, match=r"label 'count' gives values of shape \(\d+, 1\)"):
+        data.told("train")
 
 
 def test_a_data_module_serves_labels_with_their_networks(zoo, task):

@@ -207,9 +207,12 @@ def test_an_existing_zoo_is_not_overwritten(written, space):
     [
         ({"run": torch.tensor([0, 1, 0])}, "runs must ascend"),
         ({"step": torch.tensor([0, 1])}, "one entry per network"),
-        ({"start": torch.ones(2, 26)}, "2 starts for 3 runs"),
+        ({"start": torch.ones(2, 26)}, r"starts of 3 runs have the shape \(3, 26\), got \(2, 26\)"),
+        ({"start": torch.ones(3, 27)}, r"got \(3, 27\)"),
+        ({"metrics": {"val.loss": torch.ones(2)}}, "metrics of 3 networks"),
+        ({"run": torch.tensor([0, 0, 1]), "step": torch.tensor([4, 4, 4])}, "ascend within a run"),
     ],
-    ids=["runs", "steps", "starts"],
+    ids=["runs", "steps", "starts", "wide starts", "metrics", "equal steps"],
 )
 def test_misfits_are_not_written(space, tmp_path, arguments, message):
     with pytest.raises(ZooError, match=message):
@@ -318,3 +321,17 @@ def test_orders_need_starts_and_every_file(tmp_path, space):
     write_json(tmp_path / "a" / "zoo.json", {**manifest, "shards": [sidecar, manifest["shards"][1]]})
     with pytest.raises(ZooError, match="which runs share an order"):
         Zoo.open(tmp_path / "a")
+
+
+def test_tensors_that_share_memory_are_written(space, tmp_path):
+    theta, numbers = torch.randn(3, space.dim), torch.arange(3.0)
+    write_networks(tmp_path, theta, space, start=theta, metrics={"val.loss": numbers, "val.accuracy": numbers})
+    zoo = Zoo.open(tmp_path)
+    assert torch.equal(zoo.start, theta)
+    assert torch.equal(zoo.metrics["val.accuracy"], numbers)
+
+
+@pytest.mark.parametrize("index", [[-1], [0, 7]])
+def test_snapshots_that_are_not_there_are_refused(written, index):
+    with pytest.raises(ZooError, match="has snapshots 0 to 6"):
+        Zoo.open(written).rows(torch.tensor(index))

@@ -37,7 +37,12 @@ class EMA(Callback):
         self._average: dict[str, Tensor] = {}
         self._updates = 0
         self._step = 0
-        self._swapped = False
+        self._swapped = self._ended = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin anew after a fit that has ended; a checkpoint is read after this."""
+        if self._ended and stage == TrainerFn.FITTING:
+            self._updates, self._ended = 0, False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with the present weights, unless a checkpoint gave an average."""
@@ -75,6 +80,7 @@ class EMA(Callback):
         if self._average:
             self._swap(pl_module)
             self._average, self._swapped = {}, False
+        self._ended = True
 
     def state_dict(self) -> dict[str, Any]:
         """The number of updates and the step of the last one."""

@@ -106,6 +106,10 @@ class GenerationCallback(Callback):
         data: Any = getattr(trainer, "datamodule", None)
         return StartsPrior(data.networks("val").start)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the runs of an earlier fit."""
+        self._metric = None
+
     def _due(self, trainer: Trainer) -> bool:
         if trainer.sanity_checking:
             return False

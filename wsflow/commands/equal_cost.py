@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from wsflow.description import build
@@ -56,10 +57,15 @@ def equal_cost(task: BaseTask, collector: Collector, seconds: float) -> EqualCos
         each = steps_per_epoch(task, collector.batch_size)
 
         def descend(steps: int) -> Tensor:
-            orders = range(1) if collector.shares_orders else range(len(starts))
-            order = DataOrder(count, collector.seed + 1, orders)
             plan = (collector.optimizer, -(-steps // each), collector.batch_size, [steps], collector.device)
-            return train_runs(task, starts, order, *plan, max_steps=steps).theta[:, 0]
+            if not collector.shares_orders:
+                order = DataOrder(count, collector.seed + 1, range(len(starts)))
+                return train_runs(task, starts, order, *plan, max_steps=steps).theta[:, 0]
+            trained = [
+                train_runs(task, part, DataOrder(count, collector.seed + 1, [i]), *plan, max_steps=steps).theta[:, 0]
+                for i, part in enumerate(torch.split(starts, collector.runs_per_order))
+            ]
+            return torch.cat(trained)
 
         descend(1)
         timed = min(each, collector.steps(task))

@@ -136,19 +136,36 @@ class Conditioning(nn.Module):
         return len(self.names) * (2 + 2 * len(TURNS))
 
     @torch.no_grad()
-    def fit(self, values: Tensor) -> None:
+    def fit(self, values: Tensor | None, labels: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Set the statistics from the labels (N, K) of train networks; NaN is not counted.
 
+        A field that has been trained goes on to read labels as it did: where the statistics are set, only the range of
+        what was seen grows.
+
+        Args:
+            values: (N, K).
+            labels: What the data says of them, as in the class's arguments; not compared where not given.
+
         Raises:
-            ValueError: for a label that is never known, or not positive where its logarithm counts.
+            ValueError: without values, for other labels than the flow's, for a label that is never known, and for one
+                that is not positive where its logarithm counts.
         """
+        given = [str(label["name"]) for label in labels] if labels is not None else self.names
+        if values is None or values.shape[1] != len(self.names) or given != self.names:
+            told = "no labels" if values is None else ", ".join(given) if labels else f"{values.shape[1]} labels"
+            raise ValueError(f"the flow is told of {', '.join(self.names)}, and the data gives {told}")
+        known_before = bool(self.fitted)
         for k, name in enumerate(self.names):
             known = values[:, k][~values[:, k].isnan()].double()
             if not len(known) or not known.isfinite().all():
                 raise ValueError(f"label {name!r} is known of none of the train networks, or not finite")
             if self._log[k] and not known.min() > 0:
                 raise ValueError(f"label {name!r} is not positive for all train networks, so it has no logarithm")
-            self.low[k], self.high[k] = known.min(), known.max()
+            low, high = known.min().to(self.low), known.max().to(self.high)
+            self.low[k] = torch.minimum(self.low[k], low) if known_before else low
+            self.high[k] = torch.maximum(self.high[k], high) if known_before else high
+            if known_before:
+                continue
             scaled = known.log() if self._log[k] else known
             spread = scaled.std(correction=0)
             self.mean[k], self.std[k] = scaled.mean(), torch.where(spread > LEAST * scaled.mean().abs(), spread, 1.0)

@@ -212,12 +212,17 @@ class StartsPrior(Prior):
     def __init__(self, starts: Tensor | None = None) -> None:
         self.starts = starts
 
-    def attach(self, starts: Tensor) -> Self:
+    def attach(self, starts: Tensor | None) -> Self:
         """Use these initial weights (R, D).
 
         Raises:
             ValueError: unless they are a matrix with at least one row.
         """
+        if starts is None:
+            raise ValueError(
+                "StartsPrior needs the initial weights of every run, and this zoo has none; collect a zoo that keeps "
+                "them, or choose another prior"
+            )
         if starts.ndim != 2 or not len(starts):
             raise ValueError(f"starts must be of shape (R, D) with R at least 1, got {tuple(starts.shape)}")
         self.starts = starts

@@ -112,11 +112,13 @@ def _data(described: Any) -> str:
 def _zoo(arguments: dict[str, Any]) -> str:
     path, fractions = arguments.get("path"), arguments.get("fractions")
     share = f"; {fractions[0]:.0%} of the runs were for training" if fractions else ""
+    share += f", of which the first {arguments['train_runs']:,} were used" if arguments.get("train_runs") else ""
     try:
         zoo = Zoo.open(Path(str(path)))
     except (ZooError, OSError) as error:
         return f"The flow was trained on the zoo {path}, which cannot be read here ({error})."
-    return f"The flow was trained on the zoo {path}: {len(zoo.run_ids):,} runs, {len(zoo):,} snapshots{share}."
+    orders = f" that saw the data in {len(set(zoo.order.tolist())):,} orders" if zoo.order is not None else ""
+    return f"The flow was trained on the zoo {path}: {len(zoo.run_ids):,} runs{orders}, {len(zoo):,} snapshots{share}."
 
 
 def _novelty(run: Run) -> str:

@@ -151,7 +151,7 @@ class BaseTask(ABC):
         """Numbers that each layer puts out for one data point and one network."""
         sizes: list[int] = []
         hooks = [
-            module.register_forward_hook(lambda _m, _i, output: sizes.append(output.numel()))
+            module.register_forward_hook(lambda _m, _i, output: sizes.append(_numbers(output)))
             for module in self.space.template.modules()
             if not isinstance(module, (nn.Sequential, nn.Flatten))
         ]
@@ -308,3 +308,10 @@ class TaskObjective(Objective):
             inputs, targets = self._placed
             self._placed = inputs.to(device), targets.to(device)
         return self._placed
+
+
+def _numbers(output: object) -> int:
+    """Numbers in what a layer puts out: a tensor, or several, as of attention."""
+    if isinstance(output, Tensor):
+        return output.numel()
+    return sum(map(_numbers, output)) if isinstance(output, tuple | list) else 0

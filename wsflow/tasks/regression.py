@@ -27,7 +27,16 @@ class RegressionTask(BaseTask):
         return logits
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Squared error of every data point, averaged over outputs, (B, N)."""
+        """Squared error of every data point, averaged over outputs, (B, N).
+
+        Raises:
+            ValueError: for targets without their axis C, which would be compared point with point.
+        """
+        if targets.shape[-2:] != logits.shape[-2:]:
+            raise ValueError(
+                f"task {self.name}: targets of a regression are (N, C) as the network's outputs are, here "
+                f"{tuple(logits.shape[-2:])}, not {tuple(targets.shape)}; 'load' gives one column by targets[:, None]"
+            )
         return (logits - targets).square().mean(-1)
 
     def scores(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:

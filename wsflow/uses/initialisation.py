@@ -22,6 +22,9 @@ from wsflow.weightspace import WeightSpace
 from wsflow.zoo.optimizer import RunOptimizer
 from wsflow.zoo.train import DataOrder, steps_per_epoch, train_runs
 
+LOSSES = ("loss", "nll", "mse")
+"""Scores of which less is better."""
+
 
 @dataclass(frozen=True)
 class Curves:
@@ -75,12 +78,15 @@ def learning_curves(
 def steps_to(curves: Curves, level: float, score: str = "accuracy") -> Tensor:
     """The first scored step at which each network reaches a level, (B,); infinite where none does.
 
+    Losses (``loss``, ``nll``, ``mse``) reach it from above, other scores from below.
+
     Raises:
         ValueError: where the curves have no such score.
     """
     if score not in curves.scores:
         raise ValueError(f"the task has no score {score!r}, only {', '.join(sorted(curves.scores))}")
-    reached = curves.scores[score] >= level
+    values = curves.scores[score]
+    reached = values <= level if score in LOSSES else values >= level
     first = torch.tensor(curves.steps, dtype=torch.float64)[reached.int().argmax(dim=1)]
     return first.masked_fill(~reached.any(dim=1), torch.inf)
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -300,11 +301,21 @@ class WeightSpace:
     def to_module(self, theta: Tensor) -> nn.Module:
         """A ready network with its own copy of the weights ``theta`` (D,), in eval mode.
 
+        Running statistics of batch norm are those that ``theta`` (D + D_b,) holds, or else those of the template, which
+        are hardly ever this network's: that is warned of.  :meth:`wsflow.tasks.BaseTask.with_statistics` extends
+        weights by their own.
+
         Raises:
-            ValueError: where ``theta`` is not of shape (D,).
+            ValueError: where ``theta`` is not of shape (D,) or (D + D_b,).
         """
         if theta.ndim != 1:
             raise ValueError(f"to_module takes one network of shape ({self.dim},), got {tuple(theta.shape)}")
+        if len(theta) == self.dim < self.full_dim:
+            warnings.warn(
+                "the weights lack the running statistics of batch norm, and the module has those of the template: "
+                "extend them, task.with_statistics(theta), or keep a network's own, space.flatten(state, buffers=True)",
+                stacklevel=2,
+            )
         module = copy.deepcopy(self.template).to(theta)
         state = {name: value.detach().clone() for name, value in self.unflatten(theta).items()}
         unknown = module.load_state_dict(state, strict=False).unexpected_keys

@@ -154,7 +154,10 @@ def _build(
     tracing: Tracing, template: nn.Module, input_shape: tuple[int, ...], output_activation: str, select: str | None
 ) -> WeightSpace:
     drafts = list(tracing.drafts.values())
-    pattern = re.compile(select if select is not None else ".*")
+    try:
+        pattern = re.compile(select if select is not None else ".*")
+    except re.error as error:
+        raise ValueError(f"select={select!r} is no regular expression: {error}") from None
     kept = [draft for draft in drafts if pattern.fullmatch(draft.tensor.name)]
     if not any(not draft.buffer for draft in kept):
         raise ValueError(f"select={select!r} matches no parameter of the network")

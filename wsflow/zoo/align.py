@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -33,6 +34,7 @@ def align_zoo(
     runs: Sequence[int],
     inputs: Tensor | None = None,
     objective: Objective | None = None,
+    task: Mapping[str, Any] | None = None,
 ) -> list[Tensor]:
     """Permutations of every run, from the cache or computed and cached.
 
@@ -41,7 +43,8 @@ def align_zoo(
         aligner: How to align.
         runs: The runs whose final snapshots decide on the reference, in order.
         inputs: (N, ...), to compare functions on; Gaussian ones by default.
-        objective: What aligners that look at a loss minimise; it must follow from the zoo's task.
+        objective: What aligners that look at a loss minimise; it must follow from the task.
+        task: The description of the task; by default that of the zoo's.
 
     Returns:
         One tensor (R, size) per hidden group, in the order of ``zoo.run_ids``.
@@ -49,7 +52,7 @@ def align_zoo(
     Raises:
         ValueError: where an aligned network computes another function.
     """
-    path = zoo.path / f"alignment-{_key(zoo, aligner, runs)}.safetensors"
+    path = zoo.path / f"alignment-{_key(zoo, aligner, runs, task)}.safetensors"
     theta = zoo.rows(zoo.final())
     perms = _read(path, zoo)
     if perms is None:
@@ -60,11 +63,11 @@ def align_zoo(
     return perms
 
 
-def _key(zoo: Zoo, aligner: Aligner, runs: Sequence[int]) -> str:
+def _key(zoo: Zoo, aligner: Aligner, runs: Sequence[int], task: Mapping[str, Any] | None) -> str:
     parts = {
         "aligner": aligner.description(),
         "reference": list(runs),
-        "task": zoo.manifest.get("task"),
+        "task": task or zoo.manifest.get("task"),
         "shards": [shard["sha256"] for shard in zoo.manifest["shards"]],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsflow.zoo.shards import ZooError, shard_tensors, write_shard
 from wsflow.zoo.store import Zoo
-from wsflow.zoo.write import MANIFEST, write_manifest, write_networks
+from wsflow.zoo.write import EVERY, MANIFEST, write_manifest, write_networks
 
 
 def info(path: str) -> None:
@@ -75,12 +75,11 @@ def merge(paths: Sequence[str], output: str) -> None:
     for path, zoo in zip(paths[1:], zoos[1:], strict=True):
         _refuse_misfit(zoos[0], zoo, f"{path} and {paths[0]}")
     _refuse_shared(zoos)
+    codes = _codes(zoos)
     sidecars: list[dict[str, Any]] = []
-    offset = order_offset = 0
-    share = any(zoo.order is not None for zoo in zoos)
-    for zoo in zoos:
+    offset, orders = 0, _orders(zoos)
+    for zoo, seen in zip(zoos, orders, strict=True):
         order = zoo.run.argsort(stable=True)
-        seen = zoo.order if zoo.order is not None else zoo.run_ids
         tensors = shard_tensors(
             zoo.rows(order),
             zoo.run[order] + offset,
@@ -89,14 +88,16 @@ def merge(paths: Sequence[str], output: str) -> None:
             zoo.start,
             zoo.run_ids + offset,
             zoo.buffers[order] if zoo.buffers is not None else None,
-            seen + order_offset if share else None,
+            seen,
         )
         zoo.check_finite()
         sidecars.append(write_shard(Path(output), len(sidecars), tensors))
         offset += int(zoo.run_ids.max()) + 1
-        order_offset += int(seen.max()) + 1
-    origin = [zoo.manifest.get("collector") for zoo in zoos]
-    write_manifest(Path(output), zoos[0].space, sidecars, zoos[0].kind, zoos[0].task, extra={"merged": origin})
+    origin = [one for zoo in zoos for one in zoo.manifest.get("merged") or [collected_by(zoo.manifest)]]
+    first, *others = (_further(zoo) for zoo in zoos)
+    common = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    extra = {**common, **codes, "merged": origin}
+    write_manifest(Path(output), zoos[0].space, sidecars, zoos[0].kind, zoos[0].task, extra=extra)
 
 
 def subset(path: str, output: str, runs: int | None = None, skip: int = 0, final_only: bool = False) -> None:
@@ -131,7 +132,7 @@ def subset(path: str, output: str, runs: int | None = None, skip: int = 0, final
         {name: value[rows] for name, value in zoo.metrics.items()},
         zoo.task,
         zoo.kind,
-        {"subset_of": zoo.manifest.get("collector")},
+        {**_further(zoo), "subset_of": collected_by(zoo.manifest)},
         order=zoo.order[zoo.position(chosen)] if zoo.order is not None else None,
     )
 
@@ -149,10 +150,52 @@ def _refuse_misfit(first: Zoo, other: Zoo, names: str) -> None:
         "metrics": set(first.metrics) != set(other.metrics),
         "starts": first.has_start != other.has_start,
         "running statistics": first.has_buffers != other.has_buffers,
+        "geometry": first.manifest.get("geometry") != other.manifest.get("geometry"),
     }
     found = [name for name, different in differs.items() if different]
     if found:
         raise ZooError(f"{names} cannot be merged: they differ in {', '.join(found)}")
+
+
+def collected_by(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The settings of the collector of a zoo, or of the zoo that it is a part of; None where none is recorded."""
+    found: dict[str, Any] | None = manifest.get("collector") or manifest.get("subset_of")
+    return found
+
+
+def _further(zoo: Zoo) -> dict[str, Any]:
+    """What a manifest says beside what every one says, such as how networks were generated."""
+    return {key: value for key, value in zoo.manifest.items() if key not in EVERY and key != "subset_of"}
+
+
+def _orders(zoos: Sequence[Zoo]) -> list[Tensor] | list[None]:
+    """Orders of the data (R,) of the runs of each zoo, numbered anew; None for each where no two runs share one.
+
+    Collectors of one seed show runs of one order the data alike, whatever else their settings are.
+    """
+    seeds = [((collected_by(zoo.manifest) or {}).get("init_args") or {}).get("seed") for zoo in zoos]
+    known = [seed for seed in seeds if seed is not None]
+    if all(zoo.order is None for zoo in zoos) and len(set(known)) == len(known):
+        return [None] * len(zoos)
+    numbers: dict[tuple[Any, ...], int] = {}
+    found = []
+    for index, (zoo, seed) in enumerate(zip(zoos, seeds, strict=True)):
+        own = (zoo.order if zoo.order is not None else zoo.run_ids).tolist()
+        keys = [("seed", seed, one) if seed is not None else ("zoo", index, one) for one in own]
+        found.append(torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys]))
+    return found
+
+
+def _codes(zoos: Sequence[Zoo]) -> dict[str, Any]:
+    """What the codes of imported zoos stand for, as a manifest keeps it; of zoos to be merged it must be the same."""
+    tables = [(zoo.manifest.get("import") or {}).get("codes") or {} for zoo in zoos]
+    for zoo, table in zip(zoos, tables, strict=True):
+        if table != tables[0]:
+            raise ZooError(
+                f"{zoo.path} and {zoos[0].path} cannot be merged: their codes stand for {table} and {tables[0]}; "
+                "import all networks at once, or give numbers"
+            )
+    return {"import": {"codes": tables[0]}} if tables[0] else {}
 
 
 def _refuse_shared(zoos: Sequence[Zoo]) -> None:

@@ -121,7 +121,14 @@ class ZooDataModule(LightningDataModule):
         """(N, K), the labels of every snapshot of the zoo; None where there are none."""
         if not self.labels:
             return None
-        return torch.stack([label.values(self.zoo, self.task) for label in self.labels], dim=1)
+        values = [label.values(self.zoo, self.task).float() for label in self.labels]
+        for label, found in zip(self.labels, values, strict=True):
+            if found.shape != (len(self.zoo),):
+                raise ValueError(
+                    f"label {label.name!r} gives values of shape {tuple(found.shape)}, and {self.path} has "
+                    f"{len(self.zoo)} snapshots"
+                )
+        return torch.stack(values, dim=1)
 
     def told(self, split: str) -> Tensor | None:
         """Labels (n, K) of a split's networks."""
@@ -162,6 +169,9 @@ class ZooDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Collect the zoo where it is absent or incomplete, and fill the alignment's cache; in one process only."""
         if self.collector is not None and not (Path(self.path) / MANIFEST).exists():
+            runs = torch.arange(self.collector.runs)
+            orders = runs // self.collector.runs_per_order if self.collector.shares_orders else None
+            split_runs(runs, self.fractions, self.split_seed, orders)  # what cannot be split is not collected
             self.collector.collect(self.task, self.path)
         self._permutations()
 
@@ -272,7 +282,8 @@ class ZooDataModule(LightningDataModule):
         if self.aligner is not None and self._perms is None:
             train = self.runs["train"].tolist()
             objective = self._loss() if self.task.has_data else None
-            self._perms = align_zoo(self.zoo, self.aligner, train, self.task.probe(PROBES), objective)
+            about = (self.task.probe(PROBES), objective, self.task.description)
+            self._perms = align_zoo(self.zoo, self.aligner, train, *about)
         return self._perms
 
     def _loss(self) -> Objective:

@@ -48,21 +48,19 @@ class MetricLabel(Label):
     """How good a network is: a metric that the zoo records, or one of the train split, computed.
 
     Args:
-        metric: Such as ``val.loss`` or ``train.accuracy``.
+        metric: Such as ``val.loss`` or ``train.accuracy``, or any that an imported zoo records.
         name: What requests call it; what follows the dot by default.
         log: Whether its logarithm is what counts.
 
     Raises:
-        ValueError: for a metric of the test split, and one that names no split.
+        ValueError: for a metric of the test split.
     """
 
     def __init__(self, metric: str = "val.loss", name: str | None = None, log: bool = False) -> None:
         split, _, short = metric.partition(".")
-        if split not in SPLITS or not short:
-            raise ValueError(f"a metric is named as val.loss or train.accuracy, got {metric!r}")
         if split == "test":
             raise ValueError(f"{metric} would tell the flow of the test data; choose one of the val or train split")
-        super().__init__(name or short, log)
+        super().__init__(name or short or metric, log)
         self.metric = metric
 
     def values(self, zoo: Zoo, task: BaseTask) -> Tensor:
@@ -70,10 +68,14 @@ class MetricLabel(Label):
         if self.metric in zoo.metrics:
             return zoo.metrics[self.metric].float()
         split, _, short = self.metric.partition(".")
-        found = task.evaluate(zoo.rows(torch.arange(len(zoo))), split)
+        known = split in SPLITS and bool(short) and task.has_data
+        found = task.evaluate(zoo.rows(torch.arange(len(zoo))), split) if known else {}
         if short not in found:
-            known = ", ".join(sorted(found))
-            raise ZooError(f"{zoo.path} records no {self.metric}, and task {task.name} gives only {known}")
+            scores = ", ".join(sorted(found)) or "nothing of that name; its scores are named as val.loss"
+            there = ", ".join(sorted(name for name in zoo.metrics if not name.startswith("test."))) or "none"
+            raise ZooError(
+                f"{zoo.path} records no metric {self.metric} ({there}), and task {task.name} gives only {scores}"
+            )
         return found[short].float()
 
 
@@ -94,7 +96,8 @@ class StepLabel(Label):
         """(N,)."""
         if not self.epochs:
             return zoo.step.float()
-        size = ((zoo.manifest.get("collector") or {}).get("init_args") or {}).get("batch_size")
+        known = zoo.manifest.get("collector") or zoo.manifest.get("subset_of") or {}
+        size = (known.get("init_args") or {}).get("batch_size")
         if size is None:
             raise ZooError(f"{zoo.path} does not record its batch size, so its steps are no epochs; count steps")
         return zoo.step / -(-len(task.data("train")[0]) // int(size))

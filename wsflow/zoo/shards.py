@@ -79,9 +79,11 @@ def shard_tensors(
         tensors |= {"start": start.detach().float(), "start_run": start_run.long()}
         tensors |= {"start_order": order.long()} if order is not None else {}
     placed = {name: value.cpu().contiguous() for name, value in tensors.items()}
-    memory = {name: value.untyped_storage().data_ptr() for name, value in placed.items()}
-    if memory.get("start") == memory["theta"]:
-        placed["start"] = placed["start"].clone()  # safetensors refuses tensors that share memory
+    seen: set[int] = set()
+    for name, value in placed.items():
+        place = value.untyped_storage().data_ptr()
+        placed[name] = value.clone() if place in seen else value  # safetensors refuses tensors that share memory
+        seen.add(place)
     return placed
 
 

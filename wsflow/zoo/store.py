@@ -65,8 +65,13 @@ class Zoo:
 
     @property
     def task(self) -> BaseTask | None:
-        """The base task, rebuilt from the manifest; None where the manifest names none."""
-        return BaseTask.from_description(self.manifest["task"]) if self.manifest.get("task") else None
+        """The base task, rebuilt from the manifest; None where the manifest names none.
+
+        Generated networks are of the task of the data that their flow was trained on.
+        """
+        data = self.manifest.get("data") or {}
+        known = self.manifest.get("task") or (data.get("init_args") or {}).get("task")
+        return BaseTask.from_description(known) if known else None
 
     @cached_property
     def theta(self) -> Tensor:
@@ -203,6 +208,10 @@ class Zoo:
 
     def _rows(self, name: str, index: Tensor) -> Tensor:
         """Rows ``index`` (B,) of a tensor of the shards, a copy."""
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+            raise ZooError(
+                f"{self.path} has snapshots 0 to {len(self) - 1}, not {int(index.min())} to {int(index.max())}"
+            )
         shard_of = torch.bucketize(index, self._offsets[1:], right=True)
         result = torch.empty(len(index), self._shards[0][name].shape[1])
         for number in torch.unique(shard_of).tolist():

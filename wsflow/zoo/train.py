@@ -21,6 +21,7 @@ generators of 128 bits, all of which the seed sets.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -30,6 +31,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
 
 from wsflow.tasks.base import BaseTask
 from wsflow.weightspace import Initializer, WeightSpace
@@ -140,7 +142,12 @@ def steps_per_epoch(task: BaseTask, batch_size: int) -> int:
 
 
 def _training(space: WeightSpace) -> WeightSpace:
-    """The space whose forward pass is that of training: batch norm takes the moments of each batch."""
+    """The space whose forward pass is that of training: batch norm takes the moments of each batch.
+
+    Dropout is left out, and warned of: a forward pass of many networks draws nothing.
+    """
+    if any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in space.template.modules()):
+        warnings.warn("networks are trained without their dropout, which passes its input through", stacklevel=3)
     if not space.buffers:
         return space
     recomputed = {tensor.name for tensor in space.buffer_tensors}

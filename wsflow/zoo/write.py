@@ -18,6 +18,11 @@ from wsflow.zoo.shards import ZooError, remove_leftovers, shard_tensors, write_j
 FORMAT = "wsflow-zoo"
 VERSION = 1
 MANIFEST = "zoo.json"
+EVERY = {
+    *("format", "version", "kind", "task", "space", "dim", "collector"),
+    *("libraries", "rows", "runs", "dropped", "shards"),
+}
+"""What every manifest says."""
 
 
 def libraries() -> dict[str, str]:
@@ -119,8 +124,13 @@ def write_networks(
     ids, sizes = torch.unique_consecutive(run, return_counts=True)
     if not (len(run) == len(step) == count) or not torch.equal(ids, torch.unique(run)):
         raise ZooError("run and step must have one entry per network, and runs must ascend")
-    if start is not None and len(start) != len(ids):
-        raise ZooError(f"{len(start)} starts for {len(ids)} runs")
+    if not bool((step.diff()[run.diff() == 0] > 0).all()):
+        raise ZooError("steps must ascend within a run")
+    if start is not None and start.shape != (len(ids), space.dim):
+        raise ZooError(f"starts of {len(ids)} runs have the shape {(len(ids), space.dim)}, got {tuple(start.shape)}")
+    wrong = {name: tuple(value.shape) for name, value in (metrics or {}).items() if value.shape != (count,)}
+    if wrong:
+        raise ZooError(f"metrics of {count} networks have the shape ({count},), got {wrong}")
     if order is not None and (start is None or len(order) != len(ids)):
         raise ZooError(f"{len(order)} orders of the data need as many starts, and there are {len(ids)} runs")
     sidecars, ends = [], sizes.cumsum(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from wsflow.files import write_whole
 from wsflow.weightspace import WeightSpace
-from wsflow.weightspace.statistics import batch_statistics
 from wsflow.zoo.exchange.folder import new_folder, refuse_existing
 from wsflow.zoo.exchange.importing import NETWORKS
 from wsflow.zoo.exchange.onnx_model import onnx_bytes
@@ -75,6 +75,12 @@ def export_zoo(
         raise ZooError(f"{zoo.path} has networks 0 to {len(zoo) - 1}; {what} cannot be exported")
     if len(set(rows.tolist())) != len(rows):
         raise ZooError("a network is to be exported twice")
+    if zoo.order is not None:
+        warnings.warn(
+            f"{zoo.path} has runs that saw the data in one order; exported files do not say which, so that a zoo "
+            "imported from them may split such runs",
+            stacklevel=2,
+        )
     names = [f"network-{row:06d}.{format}" for row in rows.tolist()]
     with new_folder(output) as folder:
         for part in torch.split(torch.arange(len(rows)), BATCH):
@@ -85,11 +91,11 @@ def export_zoo(
 
 
 def _complete(zoo: Zoo, rows: Tensor) -> Tensor:
-    """Networks (B, D + D_b); running statistics that the zoo does not keep are those on its task's train data."""
+    """Networks (B, D + D_b); running statistics that the zoo does not keep are those by which its task judges them."""
     theta = zoo.extended(rows)
     task = zoo.task if theta.shape[1] < zoo.space.full_dim else None
     if task is not None and task.has_data:
-        theta = batch_statistics(zoo.space, theta, task.data("train")[0])
+        theta = task.with_statistics(theta)
     return torch.stack([_checked(zoo.space, one) for one in theta])
 
 

@@ -41,7 +41,10 @@ class Fitter:
 
     def __init__(self, space: WeightSpace, prefix: str | None = None, ignore: str | None = None) -> None:
         self.space, self.prefix = space, prefix
-        self.ignore = re.compile(ignore) if ignore else None
+        try:
+            self.ignore = re.compile(ignore) if ignore else None
+        except re.error as error:
+            raise ZooError(f"ignore={ignore!r} is no regular expression: {error}") from None
         self.dtypes: set[str] = set()
         self.rounded: str | None = None
         self.weights = {t.name: t.shape for t in space.tensors}

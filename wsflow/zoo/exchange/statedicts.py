@@ -35,7 +35,8 @@ def read_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
 
     Args:
         path: The file, or the index of a model in parts.
-        key: Where in a torch file the ``state_dict`` lies; dots lead into nested dicts.  Found where not given.
+        key: Where in a torch file the ``state_dict`` lies; dots lead into nested dicts.  Found where not given.  Of a
+            safetensors file, what the names of its tensors begin with, before a dot.
 
     Raises:
         ZooError: where the file is damaged, holds anything but tensors and plain data, or no ``state_dict``.
@@ -43,7 +44,13 @@ def read_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
     if path.name.endswith(INDEX):
         return _parts(path)
     if path.suffix == ".safetensors":
-        return read_tensors(path)
+        tensors = read_tensors(path)
+        if key is None:
+            return tensors
+        chosen = {n.removeprefix(f"{key}."): value for n, value in tensors.items() if n.startswith(f"{key}.")}
+        if not chosen:
+            raise ZooError(f"{path} has no tensor {key}.*; there are {list(tensors)[:9]}")
+        return chosen
     return state_of(path, load(path), key)
 
 
