@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import subprocess
@@ -52,6 +53,13 @@ def test_tensors_count_as_long_as_they_are_alive():
         both = torch.cat([old, old])
         assert live.now == live.peak == 8000
     assert len(both) == 2000
+
+
+def test_wrappers_of_derivatives_hold_nothing_themselves():
+    module, x = torch.nn.BatchNorm1d(3).eval(), torch.ones(4, 3)
+    with LiveTensors() as live:
+        torch.func.grad(lambda y: copy.deepcopy(module)(y + y.clone()).sum())(x)
+    assert live.peak >= 48
 
 
 def work(n: int) -> torch.Tensor:

@@ -74,6 +74,13 @@ def test_validation_and_the_result_see_the_average(decay, tmp_path):
     assert float(walk.weight.detach()) == pytest.approx(averages[5])
 
 
+def test_a_second_fit_begins_anew(tmp_path):
+    ema = EMA(0.99)
+    run(tmp_path / "first", 2, ema)
+    walk, _ = run(tmp_path / "second", 2, ema)
+    assert float(walk.weight.detach()) == pytest.approx(expected(6, 0.99)[5])
+
+
 def test_a_checkpoint_holds_both_and_resuming_is_exact(tmp_path):
     whole, _ = run(tmp_path / "whole", 3, EMA(0.9))
     (first,) = (tmp_path / "whole").glob("epoch=0*.ckpt")

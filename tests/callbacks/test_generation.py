@@ -71,6 +71,16 @@ def test_samples_are_scored_every_few_epochs(data, monkeypatch):
     assert not {name for name in heldout if any(word in name for word in ("nn_ratio", "z_u", "dispersion", "size"))}
 
 
+def test_a_second_fit_is_judged_against_its_own_runs(data, zoo):
+    callback = GenerationCallback(n=4, sampler=Sampler(steps=1))
+    trainer(callback, epochs=1).fit(module(data), datamodule=data)
+    other = ZooDataModule(BreastCancer([30, 4, 2]), str(zoo), batch_size=8, split_seed=1)
+    second = trainer(callback, epochs=1)
+    second.fit(module(other), datamodule=other)
+    expected = other.task.evaluate(other.networks("val").x1, "val")["loss"].mean()
+    assert float(second.callback_metrics["heldout/loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_validate_scores_samples_too(data):
     run = trainer(GenerationCallback(n=4))
     (logged,) = run.validate(module(data), datamodule=data, verbose=False)

@@ -120,6 +120,8 @@ def test_a_training_begins_with_the_weights_of_a_checkpoint(command, trained, tm
     other = command("fit", "--weights", str(trained), "--trainer.default_root_dir", str(tmp_path / "other"))
     assert "do not fit this model's field" in error_of([*other, "--model.field.init_args.width", "16"])
     assert "there is no checkpoint at gone.ckpt" in error_of([*other, "--weights", "gone.ckpt"])
+    seen = error_of([*other, "--data.split_seed=5"])
+    assert "had data.split_seed 0, and this one has 5" in seen
     digits = command("fit", "--weights", str(trained), config="digits")
     assert "another weight space" in error_of([*digits, "--trainer.default_root_dir", str(tmp_path / "other")])
     assert not list(tmp_path.glob("other/checkpoints/*"))

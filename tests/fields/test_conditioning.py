@@ -129,6 +129,23 @@ def test_labels_without_a_logarithm_or_a_value_are_refused():
         Conditioning(LABELS[:1]).fit(torch.tensor([[torch.nan]]))
     with pytest.raises(ValueError, match="different names"):
         Conditioning([LABELS[0], LABELS[0]])
+    for values, labels, told in (
+        (None, None, "no labels"),
+        (torch.ones(3, 2), None, "2 labels"),
+        (torch.ones(3, 1), [{"name": "accuracy"}], "accuracy"),
+    ):
+        with pytest.raises(ValueError, match=f"is told of loss, and the data gives {told}"):
+            Conditioning(LABELS[:1]).fit(values, labels)
+
+
+def test_a_trained_field_goes_on_to_read_labels_as_it_did(told: Conditioning):
+    before = {name: value.clone() for name, value in told.state_dict().items()}
+    told.fit(torch.tensor([[0.001, 10.0], [2.0, 20.0]]))
+    assert torch.equal(told.mean, before["mean"])
+    assert torch.equal(told.std, before["std"])
+    assert told.low[0] == pytest.approx(0.001)
+    assert told.high[0] == pytest.approx(2.0)
+    assert torch.equal(told.low[1:], before["low"][1:])
 
 
 class Sharp(MLPField):

@@ -3,15 +3,16 @@ from __future__ import annotations
 import copy
 import json
 import math
+from typing import ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from wsflow.description import build, describe
-from wsflow.tasks import SPLITS, BaseTask, BreastCancer, ClassificationTask, Diabetes, Digits, Gaussians
+from wsflow.tasks import SPLITS, BaseTask, BreastCancer, ClassificationTask, Diabetes, Digits, Gaussians, RegressionTask
 from wsflow.weightspace import NetworkInitializer
 
 TASKS = {"breast_cancer": BreastCancer, "diabetes": Diabetes, "digits": Digits}
@@ -264,3 +265,56 @@ def test_ensembles_need_a_network(cls):
     task = cls()
     with pytest.raises(ValueError, match="at least one network"):
         task.ensemble(torch.empty(0, task.space.dim), "val")
+
+
+class Slope(RegressionTask):
+    """One number from two, its targets without their axis."""
+
+    network: ClassVar = {
+        "class_path": "wsflow.weightspace.mlp",
+        "init_args": {"widths": [2, 3, 1]},
+        "output_activation": "identity",
+    }
+
+    def load(self):
+        inputs = torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
+        return {name: (inputs[i::3], inputs[i::3].sum(1)) for i, name in enumerate(("train", "val", "test"))}
+
+
+def test_targets_of_a_regression_without_their_axis_are_refused():
+    task = Slope()
+    with pytest.raises(ValueError, match=r"targets of a regression are \(N, C\) .* \(10, 1\), not \(10,\)"):
+        task.evaluate(torch.zeros(10, task.space.dim), "val")
+
+
+class Attentive(ClassificationTask):
+    """Sequences by one layer of attention."""
+
+    network: ClassVar = {"class_path": f"{__name__}.attentive", "init_args": {}, "input_shape": [5, 8]}
+
+    def load(self):
+        inputs = torch.randn(30, 5, 8, generator=torch.Generator().manual_seed(0))
+        return {name: (inputs[i::3], torch.arange(30)[i::3] % 2) for i, name in enumerate(("train", "val", "test"))}
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.attention(x, x, x)[0].mean(1))
+
+
+def attentive() -> nn.Module:
+    return Attending()
+
+
+def test_networks_with_attention_are_scored():
+    task = Attentive()
+    theta = 0.3 * torch.randn(3, task.space.dim)
+    scores, (inputs, targets) = task.evaluate(theta, "val"), task.data("val")
+    for row, loss in zip(theta, scores["loss"], strict=True):
+        expected = nn.functional.cross_entropy(task.space.to_module(row)(inputs), targets)
+        torch.testing.assert_close(loss, expected.detach())

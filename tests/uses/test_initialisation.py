@@ -52,6 +52,8 @@ def test_steps_to_a_level():
     assert steps_to(curves, 0.8).tolist() == [10, 0, math.inf]
     with pytest.raises(ValueError, match="no score 'mse', only accuracy"):
         steps_to(curves, 0.8, "mse")
+    falling = Curves([0, 10, 20], {"loss": torch.tensor([[3.0, 0.4, 0.6], [2.0, 1.0, 0.5]])})
+    assert steps_to(falling, 0.5, "loss").tolist() == [10, 20]
 
 
 def test_a_summary_is_over_seeds_and_says_where_too_few_arrive():

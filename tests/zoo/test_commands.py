@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wsflow.zoo import Collector, EverySnapshot, Zoo, ZooError
+from wsflow.weightspace import GaussianInitializer
+from wsflow.zoo import Collector, EverySnapshot, StepLabel, Zoo, ZooError, write_networks
 from wsflow.zoo.commands import info, merge, subset, verify
 
 
@@ -64,6 +65,68 @@ def test_orders_of_the_data_go_along(task, zoo_path, tmp_path, capsys):
     assert part.order.tolist() == [9, 10, 10]
     info(str(tmp_path / "part"))
     assert "data orders" in capsys.readouterr().out
+
+
+def test_parts_of_a_zoo_and_zoos_of_one_seed_keep_their_common_orders(task, tmp_path):
+    settings = {"runs": 6, "epochs": 1, "batch_size": 16, "seed": 1}
+    Collector(**settings, runs_per_order=3).collect(task, tmp_path / "whole", progress=False)
+    subset(str(tmp_path / "whole"), str(tmp_path / "a"), runs=2)
+    subset(str(tmp_path / "whole"), str(tmp_path / "b"), skip=2)
+    merge([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "again"))
+    assert Zoo.open(tmp_path / "again").order.tolist() == [0, 0, 0, 1, 1, 1]
+    other = GaussianInitializer(std=0.5)
+    Collector(**settings, initializer=other).collect(task, tmp_path / "other", progress=False)
+    Collector(**settings).collect(task, tmp_path / "first", progress=False)
+    merge([str(tmp_path / "first"), str(tmp_path / "other")], str(tmp_path / "both"))
+    assert Zoo.open(tmp_path / "both").order.tolist() == [*range(6), *range(6)]
+
+
+def test_parts_say_how_they_were_made(task, zoo_path, other_path, tmp_path):
+    collector = Zoo.open(zoo_path).manifest["collector"]
+    subset(str(zoo_path), str(tmp_path / "a"), runs=8)
+    subset(str(tmp_path / "a"), str(tmp_path / "b"), runs=4)
+    assert Zoo.open(tmp_path / "b").manifest["subset_of"] == collector
+    assert StepLabel(epochs=True).values(Zoo.open(tmp_path / "b"), task)[2] == 2
+    merge([str(tmp_path / "b"), str(other_path)], str(tmp_path / "c"))
+    seeds = [one["init_args"]["seed"] for one in Zoo.open(tmp_path / "c").manifest["merged"]]
+    assert seeds == [0, 1]
+    subset(str(tmp_path / "c"), str(tmp_path / "d"), runs=2)
+    assert len(Zoo.open(tmp_path / "d").manifest["merged"]) == 2
+
+
+def test_generated_networks_stay_in_their_geometry(task, tmp_path):
+    space = task.space
+    for name, geometry in (("a", "Normalized"), ("b", "Normalized"), ("c", "Euclidean")):
+        extra = {
+            "geometry": {"class_path": geometry},
+            "sampling": {"steps": 4, "seed": name},
+            "seconds_per_network": 0.1,
+        }
+        write_networks(tmp_path / name, torch.randn(4, space.dim), space, task=task, extra=extra)
+    subset(str(tmp_path / "a"), str(tmp_path / "part"), runs=2)
+    part = Zoo.open(tmp_path / "part").manifest
+    assert part["geometry"] == {"class_path": "Normalized"}
+    assert (part["sampling"]["steps"], part["seconds_per_network"], part["runs"]) == (4, 0.1, 2)
+    merge([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "both"))
+    both = Zoo.open(tmp_path / "both").manifest
+    assert both["geometry"] == {"class_path": "Normalized"}
+    assert "sampling" not in both
+    with pytest.raises(ZooError, match="differ in geometry"):
+        merge([str(tmp_path / "a"), str(tmp_path / "c")], str(tmp_path / "no"))
+
+
+def test_what_codes_stand_for_goes_along(task, tmp_path):
+    space = task.space
+    for name, texts in (("a", ["adam"]), ("b", ["adam"]), ("c", ["sgd"])):
+        extra = {"import": {"codes": {"optimizer": texts}, "path": name}}
+        metrics = {"optimizer": torch.zeros(3)}
+        write_networks(tmp_path / name, torch.randn(3, space.dim), space, metrics=metrics, kind="zoo", extra=extra)
+    merge([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "both"))
+    assert Zoo.open(tmp_path / "both").manifest["import"] == {"codes": {"optimizer": ["adam"]}}
+    subset(str(tmp_path / "both"), str(tmp_path / "part"), runs=2)
+    assert Zoo.open(tmp_path / "part").manifest["import"]["codes"] == {"optimizer": ["adam"]}
+    with pytest.raises(ZooError, match=r"their codes stand for \{'optimizer': \['sgd'\]\}"):
+        merge([str(tmp_path / "a"), str(tmp_path / "c")], str(tmp_path / "no"))
 
 
 def test_merge_takes_two(zoo_path, tmp_path):

@@ -124,6 +124,13 @@ def test_an_absent_zoo_is_collected(task, collector, zoo_path, tmp_path):
     assert torch.equal(data.zoo.theta, Zoo.open(zoo_path).theta)
 
 
+def test_a_zoo_that_cannot_be_split_is_not_collected(task, tmp_path):
+    data = ZooDataModule(task, str(tmp_path / "zoo"), Collector(runs=100, runs_per_order=50))
+    with pytest.raises(ValueError, match="2 items are too few"):
+        data.prepare_data()
+    assert not (tmp_path / "zoo").exists()
+
+
 def test_an_incomplete_zoo_is_completed(task, collector, tmp_path):
     collector.collect(task, tmp_path / "new", share=(0, 2), progress=False)
     assert len(make(task, tmp_path / "new", collector=collector).zoo) == 30

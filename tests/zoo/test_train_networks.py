@@ -78,6 +78,25 @@ def test_runs_that_share_their_order_are_trained_as_if_alone(batch_norm):
         torch.testing.assert_close(found.theta[run, 0], alone, rtol=1e-9, atol=1e-10)
 
 
+class Dropping(Pictures):
+    """Pictures by a network with dropout."""
+
+    @property
+    def network(self):
+        return {**super().network, "class_path": f"{__name__}.dropping"}
+
+
+def dropping(**kwargs) -> nn.Module:
+    return nn.Sequential(cnn(**kwargs), nn.Dropout(0.5))
+
+
+def test_training_without_the_networks_dropout_is_warned_of():
+    task = Dropping()
+    start = draw_starts(task, NetworkInitializer(), 0, range(2))
+    with pytest.warns(UserWarning, match="trained without their dropout"):
+        train_runs(task, start, DataOrder(40, 0, range(2)), SGD(0.1), 1, 16, [3])
+
+
 class Partly(Pictures):
     """Pictures by a network of which a part is trained; its stored running statistics are not those of a batch."""
 

@@ -137,8 +137,14 @@ class Pictures(ClassificationTask):
     write_networks(tmp_path / "bare", theta, space, task=task)
     export_zoo(Zoo.open(tmp_path / "bare"), out)
     back = import_zoo(out, tmp_path / "back", space)
-    expected = batch_statistics(space, theta, task.data("train")[0])
+    expected = task.with_statistics(theta)
+    torch.testing.assert_close(expected, batch_statistics(space, theta, task.data("train")[0]))
     torch.testing.assert_close(back.extended(torch.arange(3)), expected, rtol=1e-6, atol=1e-7)
+    data = {"class_path": "wsflow.zoo.ZooDataModule", "init_args": {"task": task.description}}
+    write_networks(tmp_path / "generated", theta, space, extra={"data": data})  # as 'predict' writes them
+    export_zoo(Zoo.open(tmp_path / "generated"), tmp_path / "too")
+    again = import_zoo(tmp_path / "too", tmp_path / "again", space)
+    torch.testing.assert_close(again.extended(torch.arange(3)), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_zoos_with_running_statistics_are_cut_and_merged(normed_space, tmp_path):

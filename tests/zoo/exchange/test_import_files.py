@@ -102,6 +102,16 @@ def test_a_key_says_which_state_dict(mlp_space, states, theta, folder, out):
         import_zoo(folder, out.with_name("c"), mlp_space, key="deep.best")
 
 
+def test_a_key_is_what_names_in_a_safetensors_file_begin_with(mlp_space, states, theta, folder, out):
+    both = {f"model.{n}": v for n, v in states[0].items()} | {f"ema.net.{n}": v for n, v in states[1].items()}
+    save({name: value.clone() for name, value in both.items()}, folder / "a.safetensors")
+    assert torch.equal(import_zoo(folder, out, mlp_space, key="ema.net").theta, theta[1:2])
+    with pytest.raises(ZooError, match=r"has no tensor best\.\*; there are \["):
+        import_zoo(folder, out.with_name("b"), mlp_space, key="best")
+    with pytest.raises(ZooError, match=r"ignore='\(' is no regular expression"):
+        import_zoo(folder, out.with_name("b"), mlp_space, key="model", ignore="(")
+
+
 class Lit(pl.LightningModule):
     def __init__(self, config):
         super().__init__()
