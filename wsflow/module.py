@@ -9,8 +9,8 @@ field's output (:mod:`wsflow.fields.parametrization`).  Sampling draws x0 from t
 to t = 1 and decodes.
 
 *Randomness.*  What is drawn for a network in training depends on (seed, epoch, its place in the epoch) alone, in
-validation on (seed, its place), a sample on (seed, index): nothing reads the global generator, and a resumed training
-continues exactly.
+validation on (seed, its place), a sample on (seed, index): nothing but a field's dropout reads the global generator, so
+a resumed training without dropout continues exactly.
 
 *Many processes* (DDP).  A batch of b networks on each of n processes trains as one of n b networks on one process, to
 rounding: losses are means, and a network's draws do not depend on the process it is on.  Optimal-transport couplings
@@ -70,7 +70,7 @@ from wsflow.flow import (
 from wsflow.geometry import UNALIGNED, Euclidean, Geometry, PrincipalComponents
 from wsflow.losses import FunctionalTerm, RolloutTerm, Weighting
 from wsflow.sampling import Generation, compare_with_prior, evaluating
-from wsflow.schedule import WarmupCosine
+from wsflow.schedule import WarmupCosine, planned_steps
 from wsflow.weightspace import WeightSpace, ZooBatch
 from wsflow.weightspace.randomness import RowGenerator, common
 from wsflow.weightspace.transfer import send
@@ -325,7 +325,7 @@ class FlowMatchingModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and its schedule over the steps of the whole training."""
         optimizer = self.optimizer(self.field.parameters())
-        scheduler = self.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = self.scheduler(optimizer, planned_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

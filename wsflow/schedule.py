@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from lightning.pytorch import Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -52,3 +53,18 @@ class Constant(LambdaLR):
 
     def __init__(self, optimizer: Optimizer, total_steps: int) -> None:
         super().__init__(optimizer, lambda _: 1.0)
+
+
+def planned_steps(trainer: Trainer) -> int:
+    """The optimizer steps of a whole training.
+
+    Raises:
+        ValueError: for a training without a planned end.
+    """
+    steps = trainer.estimated_stepping_batches
+    if not math.isfinite(steps):
+        raise ValueError(
+            "the schedule of the learning rate must know how long the training is: give trainer.max_steps or "
+            "trainer.max_epochs; trainer.max_time may end it before"
+        )
+    return int(steps)

@@ -35,6 +35,7 @@ def zoo(zoos, trained, tmp_path):
         ("--model.field.width=7", "width 7"),
         ("--data.collector.runs=0", "runs must be at least 1"),
         ("--trainer.max_epochs=x", "max_epochs"),
+        ("--trainer.max_epochs=-1", "give trainer.max_steps or trainer.max_epochs"),
         ("--ckpt_path=absent.ckpt", "absent.ckpt"),
         ("--ckpt_path=last_of_all.ckpt", "no checkpoint at last_of_all.ckpt"),
         ("--trainer.precision=bf16-true", "give bf16-mixed"),

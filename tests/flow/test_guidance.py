@@ -141,6 +141,14 @@ def test_a_function_of_ones_own_is_an_objective(flat: Euclidean):
         FunctionObjective(lambda theta: theta.sum())(torch.zeros(3, 2))
 
 
+def test_an_objective_without_a_gradient_is_warned_of_once(flat: Euclidean):
+    guidance = StateGuidance(FunctionObjective(lambda theta: (theta[:, 0] > 0).float() + 0 * theta[:, 0]), 2.0)
+    guided = guidance.steer(still, flat, generators(3))
+    with pytest.warns(UserWarning, match="has no gradient, so that it guides nothing"):
+        guided(torch.zeros(3, 2), torch.zeros(3))
+    guided(torch.zeros(3, 2), torch.ones(3))
+
+
 def test_the_endpoint_gradient_is_projected_to_the_tangent_space():
     """A push that leaves the tangent space would be longer, and no velocity of the sphere."""
     space = WeightSpace.from_description(describe([4, 3, 2]))

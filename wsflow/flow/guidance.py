@@ -30,6 +30,7 @@ mini-batches are no function of the state: their density is refused.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, final
@@ -219,6 +220,8 @@ class Guidance(ABC):
         with torch.inference_mode(False):  # what is read for the objective must be fit for derivatives
             self.attach(None)
 
+        looked: list[bool] = []  # at the first step alone
+
         def guided(x: Tensor, t: Tensor) -> Tensor:
             v = velocity(x, t)
             if not isinstance(v, Tensor):
@@ -226,7 +229,12 @@ class Guidance(ABC):
             if len(x) != len(draws.rows):
                 raise ValueError(f"guidance was made for {len(draws.rows)} samples and is asked about {len(x)}")
             before = draws.states() if repeatable else []
-            push = self._schedule(t)[:, None] * geometry.tangent(x, self.gradient(geometry, x, t, v, draws))
+            slope = self.gradient(geometry, x, t, v, draws)
+            if not looked:
+                looked.append(True)
+                if not slope.any():
+                    warnings.warn("the guidance's objective has no gradient, so that it guides nothing", stacklevel=2)
+            push = self._schedule(t)[:, None] * geometry.tangent(x, slope)
             if repeatable and not all(map(torch.equal, before, draws.states())):
                 raise ValueError(
                     "the guidance's objective draws at random at each call, such as a mini-batch, and a solver that "
