@@ -77,7 +77,8 @@ def test_a_resume_that_is_refused_leaves_the_run_as_it_was(command, error_of, tm
     more = [*first, "--trainer.max_epochs", "2", "--ckpt_path", "last"]
     for option, message in {
         "--data.split_seed=1": "had data.split_seed 0, and this one has 1: runs that were held out would be trained on",
-        "--data.fractions=[0.6,0.2,0.2]": "and none could be called unseen; pass --data.fractions",
+        "--data.fractions=[0.6,0.2,0.2]": "or such that were trained on would count as new; pass --data.fractions",
+        "--data.train_runs=20": "had data.train_runs None, and this one has 20",
         "--model.field.init_args.width=24": "the checkpoint's weights do not fit this model's field",
     }.items():
         assert message in error_of([*more, option])

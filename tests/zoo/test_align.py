@@ -50,6 +50,16 @@ def test_train_runs_alone_decide_on_the_centre(task, scrambled):
     assert same is objective
 
 
+def test_the_cache_heeds_the_task_where_the_zoo_names_none(task, tmp_path):
+    write_networks(tmp_path / "bare", torch.randn(20, task.space.dim), task.space, kind="zoo")
+    asked = []
+    for one in (task, type(task)(spread=3.0), task):
+        aligner = Recorder()
+        ZooDataModule(one, str(tmp_path / "bare"), batch_size=3, aligner=aligner).prepare_data()
+        asked.append(len(aligner.asked))
+    assert asked == [2, 2, 0]
+
+
 def test_all_splits_are_brought_near_the_centre(task, scrambled, monkeypatch):
     def load(**settings):
         data = ZooDataModule(task, str(scrambled), batch_size=3, aligner=ZooCenter(**settings))
