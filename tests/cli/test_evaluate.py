@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from wsflow.cli import main
-from wsflow.commands.equal_cost import fresh_starts, recorded_collector
+from wsflow.commands.equal_cost import equal_cost, fresh_starts, recorded_collector
 from wsflow.metrics import EqualCostBaseline
 from wsflow.tasks import BreastCancer
 from wsflow.weightspace import GaussianInitializer, NetworkInitializer
 from wsflow.zoo import SGD, Collector, Zoo, ZooDataModule
+from wsflow.zoo.train import DataOrder, train_runs
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,31 @@ def test_another_device_is_named(evaluate, samples, capsys):
         file.write_text(manifest)
     assert report["timing.device.sampling"] == "cuda, some GPU"
     assert "(cuda, some GPU); equal_cost trains as long (cpu, 1 thread, another device)" in capsys.readouterr().out
+
+
+def test_labels_are_not_looked_at_and_another_zoo_may_be_smaller(samples, evaluate, other):
+    """What the flow was told of networks may have moved; how many runs it was trained on is said of its own zoo."""
+    file = samples / "zoo.json"
+    text = file.read_text()
+    manifest = json.loads(text)
+    told = {"class_path": "wsflow.zoo.RunLabel", "init_args": {"file": "gone.json", "name": "rate"}}
+    manifest["data"]["init_args"] |= {"labels": [told], "train_runs": 33}
+    file.write_text(json.dumps(manifest))
+    try:
+        assert evaluate("--baselines=false", "--zoo", str(other))[0] == 0
+    finally:
+        file.write_text(text)
+
+
+def test_equal_cost_trains_in_groups_of_one_order_as_the_zoo_did():
+    task, collector = BreastCancer(), Collector(runs=4, epochs=1, batch_size=100, optimizer=SGD(0.1), runs_per_order=2)
+    starts = fresh_starts(collector, task, 3, 0)
+    found = equal_cost(task, collector, 1e6).train(starts, 1e6)  # time for all of the training
+    plan = (SGD(0.1), 1, 100, [collector.steps(task)])
+    count = len(task.data("train")[0])
+    for rows, order in (([0, 1], 0), ([2], 1)):
+        expected = train_runs(task, starts[rows], DataOrder(count, 1, [order]), *plan).theta[:, 0]
+        torch.testing.assert_close(found[rows], expected)
 
 
 @pytest.fixture

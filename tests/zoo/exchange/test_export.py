@@ -193,3 +193,10 @@ def test_torchvision_networks_go_round(tmp_path, out):
         back = torch.load(out / f"network-{i:06d}.pt", weights_only=True)
         assert back.keys() == state.keys()
         assert all(torch.equal(back[name], state[name]) for name in state if state[name].is_floating_point())
+
+
+def test_orders_of_the_data_that_export_leaves_out_are_said(mlp_space, theta, tmp_path, out):
+    start, order = theta[:2] + 1, torch.tensor([0, 0])
+    write_networks(tmp_path / "shared", theta[:2], mlp_space, start=start, kind="zoo", order=order)
+    with pytest.warns(UserWarning, match="saw the data in one order; exported files do not say which"):
+        export_zoo(Zoo.open(tmp_path / "shared"), out)
