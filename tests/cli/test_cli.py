@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -77,19 +78,25 @@ def test_the_version(capsys, monkeypatch):
 def test_an_interrupt_while_imports_run_is_one_line(tmp_path):
     (tmp_path / "lightning.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     words, places = [sys.executable, "-m", "wsflow", "--version"], {**os.environ, "PYTHONPATH": str(tmp_path)}
-    process = subprocess.run(words, env=places, capture_output=True, text=True, check=False)
+
+    def heed() -> None:
+        """Shells start background jobs deaf to the signal."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    process = subprocess.run(words, env=places, capture_output=True, text=True, check=False, preexec_fn=heed)
     assert (process.returncode, process.stdout, process.stderr) == (130, "", "wsflow: interrupted\n")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"]])
 def test_nobody_has_to_read_all_that_is_printed(arguments):
-    """Whether a command prints it or the parser, which then exits."""
+    """Whether a command prints it or the parser, which later versions of Python keep silent."""
     reading, writing = os.pipe()
     os.close(reading)
     words = [sys.executable, "-m", "wsflow", *arguments]
     process = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
-    assert (process.returncode, process.stderr) == (141 if len(arguments) == 1 else 0, "")
+    assert process.stderr == ""
+    assert process.returncode in ({141} if len(arguments) == 1 else {0, 141})
 
 
 def test_a_module_in_the_working_directory_is_found(tmp_path, monkeypatch, capsys):
