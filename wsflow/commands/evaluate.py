@@ -181,7 +181,7 @@ def data_module(
             raise ValueError("the flow was trained on data of another data module; give its zoo by --zoo")
         data.labels = None  # what the flow was told of networks is not looked at here
         if zoo is not None:
-            data.train_runs = data.train_runs if Path(zoo) == Path(data.path) else None
+            data.train_runs = data.train_runs if Path(zoo).resolve() == Path(data.path).resolve() else None
             data.path, data.collector = zoo, None
     elif zoo is not None:
         data = ZooDataModule(path=zoo)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def merge(paths: Sequence[str], output: str) -> None:
         zoo.check_finite()
         sidecars.append(write_shard(Path(output), len(sidecars), tensors))
         offset += int(zoo.run_ids.max()) + 1
-    origin = [one for zoo in zoos for one in zoo.manifest.get("merged") or [collected_by(zoo.manifest)]]
+    origin = [one for zoo in zoos for one in zoo.manifest.get("merged") or [zoo.collected_by]]
     first, *others = (_further(zoo) for zoo in zoos)
     common = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
     extra = {**common, **codes, "merged": origin}
@@ -132,7 +132,7 @@ def subset(path: str, output: str, runs: int | None = None, skip: int = 0, final
         {name: value[rows] for name, value in zoo.metrics.items()},
         zoo.task,
         zoo.kind,
-        {**_further(zoo), "subset_of": collected_by(zoo.manifest)},
+        {**_further(zoo), "subset_of": zoo.collected_by},
         order=zoo.order[zoo.position(chosen)] if zoo.order is not None else None,
     )
 
@@ -157,12 +157,6 @@ def _refuse_misfit(first: Zoo, other: Zoo, names: str) -> None:
         raise ZooError(f"{names} cannot be merged: they differ in {', '.join(found)}")
 
 
-def collected_by(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The settings of the collector of a zoo, or of the zoo that it is a part of; None where none is recorded."""
-    found: dict[str, Any] | None = manifest.get("collector") or manifest.get("subset_of")
-    return found
-
-
 def _further(zoo: Zoo) -> dict[str, Any]:
     """What a manifest says beside what every one says, such as how networks were generated."""
     return {key: value for key, value in zoo.manifest.items() if key not in EVERY and key != "subset_of"}
@@ -173,7 +167,7 @@ def _orders(zoos: Sequence[Zoo]) -> list[Tensor] | list[None]:
 
     Collectors of one seed show runs of one order the data alike, whatever else their settings are.
     """
-    seeds = [((collected_by(zoo.manifest) or {}).get("init_args") or {}).get("seed") for zoo in zoos]
+    seeds = [((zoo.collected_by or {}).get("init_args") or {}).get("seed") for zoo in zoos]
     known = [seed for seed in seeds if seed is not None]
     if all(zoo.order is None for zoo in zoos) and len(set(known)) == len(known):
         return [None] * len(zoos)

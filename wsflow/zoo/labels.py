@@ -96,8 +96,7 @@ class StepLabel(Label):
         """(N,)."""
         if not self.epochs:
             return zoo.step.float()
-        known = zoo.manifest.get("collector") or zoo.manifest.get("subset_of") or {}
-        size = (known.get("init_args") or {}).get("batch_size")
+        size = ((zoo.collected_by or {}).get("init_args") or {}).get("batch_size")
         if size is None:
             raise ZooError(f"{zoo.path} does not record its batch size, so its steps are no epochs; count steps")
         return zoo.step / -(-len(task.data("train")[0]) // int(size))

@@ -115,6 +115,12 @@ class Zoo:
         return cat([shard["start_order"] for shard in self._shards]) if "start_order" in self._shards[0] else None
 
     @property
+    def collected_by(self) -> dict[str, Any] | None:
+        """The settings of its collector, or of that of the zoo that it is a part of; None where none is recorded."""
+        found: dict[str, Any] | None = self.manifest.get("collector") or self.manifest.get("subset_of")
+        return found
+
+    @property
     def has_start(self) -> bool:
         """Whether the runs' initial weights are known."""
         return "start" in self._shards[0]
@@ -305,7 +311,8 @@ def in_turn(order: Tensor) -> Tensor:
     sorted_order, by_order = order.sort(stable=True)
     counts = torch.unique_consecutive(sorted_order, return_counts=True)[1]
     turn = torch.empty_like(order)
-    turn[by_order] = torch.cat([torch.arange(count) for count in counts.tolist()])
+    firsts = counts.cumsum(0) - counts
+    turn[by_order] = torch.arange(len(order)) - firsts.repeat_interleave(counts)
     return turn.argsort(stable=True)
 
 
