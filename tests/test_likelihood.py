@@ -9,7 +9,7 @@ import torch
 from conftest import describe
 
 from wsflow.api import Flow
-from wsflow.fields import MLPField, Request, SelfConditioned
+from wsflow.fields import Endpoint, MLPField, Request, SelfConditioned
 from wsflow.flow import (
     RK4,
     DormandPrince,
@@ -87,6 +87,16 @@ def test_what_has_no_density_is_refused():
         flow(geometry=Geometric).log_prob(torch.randn(2, 23))
     with pytest.raises(ValueError, match="no networks"):
         flow().log_prob(torch.randn(0, 23))
+
+
+def test_an_end_is_chosen_for_fields_that_predict_endpoints_alone():
+    theta, sampler = torch.randn(2, 23), Sampler(Heun(), 4)
+    with pytest.raises(ValueError, match=r"delta of 0\.05 changes nothing for Velocity fields"):
+        flow(prior=GaussianPrior(0.5)).log_prob(theta, sampler=sampler, delta=0.05)
+    made = flow(prior=GaussianPrior(0.5), parametrization=Endpoint())
+    default, chosen = (made.log_prob(theta, sampler=sampler, delta=delta) for delta in (None, 0.01))
+    assert torch.equal(default.value, chosen.value)
+    assert not torch.allclose(made.log_prob(theta, sampler=sampler, delta=0.05).value, chosen.value)
 
 
 def test_networks_take_the_number_type_of_the_flow():

@@ -65,7 +65,7 @@ class Flow:
         memory: str | None = None,
         with_log_prob: Literal[False] = False,
         trace: Trace | None = None,
-        delta: float = 0.01,
+        delta: float | None = None,
         request: Request | None = None,
     ) -> Tensor: ...
 
@@ -82,7 +82,7 @@ class Flow:
         *,
         with_log_prob: Literal[True],
         trace: Trace | None = None,
-        delta: float = 0.01,
+        delta: float | None = None,
         request: Request | None = None,
     ) -> tuple[Tensor, LogDensity]: ...
 
@@ -97,7 +97,7 @@ class Flow:
         memory: str | None = None,
         with_log_prob: bool = False,
         trace: Trace | None = None,
-        delta: float = 0.01,
+        delta: float | None = None,
         request: Request | None = None,
     ) -> Tensor | tuple[Tensor, LogDensity]:
         """Generated networks, (n, D); the i-th depends on (seed, first + i) alone.
@@ -114,7 +114,7 @@ class Flow:
             with_log_prob: Whether to return the samples' log-densities too; the flow is then solved by 20 steps of RK4
                 by default, and by fields that predict endpoints up to 1 - delta.
             trace: How divergences are found for them; 25 Rademacher probes by default.
-            delta: What is left out before t = 1 for fields that predict endpoints.
+            delta: What is left out before t = 1 for fields that predict endpoints, 0.01 by default.
             request: What a flow with labels is asked for; nothing by default.
 
         Raises:
@@ -135,7 +135,7 @@ class Flow:
         theta: Tensor,
         trace: Trace | None = None,
         sampler: Sampler | None = None,
-        delta: float = 0.01,
+        delta: float | None = None,
         seed: int = 0,
         batch_size: int | None = None,
         memory: str | None = None,
@@ -147,7 +147,7 @@ class Flow:
             theta: The networks.
             trace: How divergences are found; 25 Rademacher probes by default, :class:`wsflow.flow.ExactTrace` for all.
             sampler: How the flow is solved; 20 steps of RK4 by default.
-            delta: What is left out before t = 1 for fields that predict endpoints.
+            delta: What is left out before t = 1 for fields that predict endpoints, 0.01 by default.
             seed: Of the probes; those of network i depend on (seed, i) alone.
             batch_size: Networks at once; as many as the memory limit allows by default.
             memory: The limit, such as ``2GiB``; half of the device's free memory by default.

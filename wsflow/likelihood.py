@@ -28,6 +28,7 @@ class Densities:
 
     Raises:
         NoDensityError: for a self-conditioned field.
+        ValueError: for a delta that the flow's field has no use for.
     """
 
     generation: Generation
@@ -38,6 +39,12 @@ class Densities:
             raise NoDensityError(
                 "samples of a self-conditioned field follow no one vector field, since its velocity depends on the "
                 "steps before, and have no density; train a flow without self-conditioning"
+            )
+        if self.likelihood.end_chosen and not self._singular:
+            name = type(self.generation.parametrization).__name__
+            raise ValueError(
+                f"a delta of {self.likelihood.delta:g} changes nothing for {name} fields, which are followed to t = 1: "
+                "leave it out"
             )
 
     @torch.no_grad()

@@ -58,6 +58,7 @@ def test_mistakes_end_in_one_line(trained, error_of):
     assert "DormandPrince chooses its own steps: leave CosineGrid out" in error_of(
         [*likelihood, "--solver=DormandPrince", "--grid=CosineGrid"]
     )
+    assert "a delta of 0.05 changes nothing for Velocity fields" in error_of([*likelihood, "--n=2", "--delta=0.05"])
 
 
 def test_predict_takes_noise_and_grids_as_classes(trained, tmp_path, error_of):

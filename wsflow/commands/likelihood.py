@@ -35,7 +35,7 @@ def likelihood(
     steps: int = 20,
     solver: Solver | None = None,
     grid: TimeGrid | None = None,
-    delta: float = 0.01,
+    delta: float | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     memory: str | None = None,
@@ -58,7 +58,7 @@ def likelihood(
         steps: Solver steps.
         solver: RK4 by default; DormandPrince chooses its steps.
         grid: The times of the steps; equal steps by default.
-        delta: What is left out before t = 1 for fields that predict endpoints.
+        delta: What is left out before t = 1 for fields that predict endpoints, 0.01 by default.
         seed: Of the probes; those of network i depend on (seed, i) alone.
         batch_size: Networks at once; as many as the memory limit allows by default.
         memory: The limit, such as 2GiB; half of the device's free memory by default.
@@ -70,7 +70,8 @@ def likelihood(
 
     Raises:
         NoDensityError: where the flow has no density; the message says why.
-        ValueError: where the networks, the zoo or the settings do not fit.
+        ValueError: where the networks, the zoo or the settings do not fit, such as a delta for a field that
+            predicts velocities.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
@@ -81,7 +82,9 @@ def likelihood(
     density = flow.log_prob(theta, trace, sampler, delta, seed, batch_size, memory, request)
     seconds = time.perf_counter() - begin
     file = Path(out) if out is not None else run_folder(ckpt_path) / "likelihood.json"
-    settings = {"trace": plain(trace), "sampler": plain(sampler), "delta": delta, "seed": seed}
+    settings = {"trace": plain(trace), "sampler": plain(sampler), "seed": seed}
+    if delta is not None:
+        settings["delta"] = delta
     if condition:
         settings |= {"condition": list(condition), "condition_weight": condition_weight}
     origin = {"ckpt_path": str(ckpt_path), "networks": name, "n": len(theta), **settings}

@@ -37,6 +37,9 @@ from wsflow.flow.sampler import Sampler
 from wsflow.flow.solver import RK4, Counted, VelocityFn, integrate
 from wsflow.geometry import Euclidean, Geometric, Geometry
 
+DELTA = 0.01
+"""What is left out before a singular end unless another is asked for."""
+
 
 @dataclass(frozen=True)
 class LogDensity:
@@ -61,19 +64,24 @@ class Likelihood:
     Args:
         trace: How divergences are found; :class:`~wsflow.flow.Hutchinson` with 25 probes by default.
         sampler: How the flow is solved; 20 steps of RK4 by default.
-        delta: What is left out before t = 1 for fields that predict endpoints.
+        delta: What is left out before t = 1 for fields that predict endpoints, 0.01 by default; other fields are
+            followed to the end.
+
+    Attributes:
+        end_chosen: Whether a delta was given, which only fields that predict endpoints have a use for.
 
     Raises:
         ValueError: for a delta out of (0, 1).
         NoDensityError: for a sampler with noise or guidance.
     """
 
-    def __init__(self, trace: Trace | None = None, sampler: Sampler | None = None, delta: float = 0.01) -> None:
-        if not 0 < delta < 1:
+    def __init__(self, trace: Trace | None = None, sampler: Sampler | None = None, delta: float | None = None) -> None:
+        if delta is not None and not 0 < delta < 1:
             raise ValueError(f"delta must lie in (0, 1), got {delta}")
         self.trace = trace if trace is not None else Hutchinson()
         self.sampler = sampler if sampler is not None else Sampler(RK4(), 20)
-        self.delta = delta
+        self.delta = DELTA if delta is None else delta
+        self.end_chosen = delta is not None
         if self.sampler.perturbation is not None:
             raise NoDensityError("samples with noise follow no flow and have no density: sample without noise")
         if self.sampler.guidance is not None:
