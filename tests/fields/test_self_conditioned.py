@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import describe
+from graph_spaces import joined
 from planted_task import Small, networks
 
 from wsflow.fields import Endpoint, MLPField, RelationalTransformer, SelfConditioned, Velocity, follow, predict
@@ -46,21 +47,38 @@ def random_field(space: WeightSpace, extra: int = 0, field=FIELD, **arguments) -
     return made
 
 
-@pytest.fixture(params=SPACES.values(), ids=SPACES.keys())
+class Mirror(torch.nn.Module):
+    """A field that gives back what it is shown."""
+
+    def forward(self, x, t, condition=None):
+        return x
+
+
+@pytest.fixture(params=[*SPACES, "joined"])
 def any_space(request) -> WeightSpace:
-    return WeightSpace.from_description(request.param)
+    """Of these, the last alone has a tensor whose pieces interleave."""
+    return joined() if request.param == "joined" else WeightSpace.from_description(SPACES[request.param])
 
 
 def test_a_pair_holds_both_networks(any_space):
-    pairs, order = stacked_space(any_space, 2)
+    pairs, field = stacked_space(any_space, 2), random_field(any_space)
     x, y = torch.randn(2, 3, any_space.dim, generator=generator()).unbind()
-    joined = torch.cat([x, y], 1)[:, order]
+    joined = field._ordered([x, y])
     for piece, wide in zip((*any_space.blocks, *any_space.vectors), (*pairs.blocks, *pairs.vectors), strict=True):
         assert torch.equal(wide.view(joined), torch.cat([piece.view(x), piece.view(y)], -1))
     # One permutation moves both.
     perms = random_permutations(any_space, 3, generator())
-    moved = torch.cat([any_space.permute(x, perms), any_space.permute(y, perms)], 1)[:, order]
+    moved = field._ordered([any_space.permute(x, perms), any_space.permute(y, perms)])
     assert torch.equal(pairs.permute(joined, perms), moved)
+
+
+@pytest.mark.parametrize("extra", [0, 2])
+def test_the_part_that_is_used_is_the_first_networks(any_space, extra):
+    field = random_field(any_space, extra)
+    x, y = torch.randn(2, 3, any_space.dim + extra, generator=generator()).unbind()
+    field.field = Mirror()
+    given = field._on_stack([x, y], torch.zeros(3), None)
+    assert torch.equal(given, x / field.vector_scale[0][field._entry])
 
 
 @pytest.mark.parametrize("extra", [0, 2])

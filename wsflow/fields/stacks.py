@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from wsflow.fields.base import VectorField
+from wsflow.fields.pieces import coordinate_pieces, flat_order
 from wsflow.weightspace import GroupVector, WeightBlock, WeightSpace
 
 
@@ -32,8 +33,8 @@ class StackedField(VectorField):
     """
 
     vector_scale: Tensor
-    _first: Tensor
-    _order: Tensor
+    _place: Tensor | None
+    _wide_place: Tensor | None
 
     def __init__(
         self, space: WeightSpace, extra: int, field: Callable[..., VectorField], count: int, condition: int = 0
@@ -46,8 +47,10 @@ class StackedField(VectorField):
 
     def _on_stack(self, vectors: Sequence[Tensor], t: Tensor, condition: Tensor | None) -> Tensor:
         """The output (B, D + extra) that stands for the first of K vectors (B, D + extra), the states."""
-        output: Tensor = self.field(self._stack(vectors), t, condition)[:, self._first]
-        return output
+        output: Tensor = self.field(self._stack(vectors), t, condition)
+        first = [wide.view(output)[..., : piece.depth].flatten(1) for piece, wide in self._pieces]
+        extra = self.count * self.space.dim
+        return _placed(first, self._place, [output[:, extra : extra + self.extra]])
 
     def _calibrate(self, vectors: Sequence[Tensor], target: Tensor) -> None:
         """Set the scales of K vectors (n, D + extra), and those of the field that sees them."""
@@ -59,46 +62,45 @@ class StackedField(VectorField):
         return self._ordered([v / scale[self._entry] for v, scale in zip(vectors, self.vector_scale, strict=True)])
 
     def _ordered(self, vectors: Sequence[Tensor]) -> Tensor:
-        dim = self.space.dim
-        weights = torch.cat([vector[:, :dim] for vector in vectors], dim=1)[:, self._order]
-        return torch.cat([weights, *(vector[:, dim:] for vector in vectors)], dim=1)
+        pieces = [torch.cat([piece.view(v) for v in vectors], dim=-1).flatten(1) for piece, _ in self._pieces]
+        return _placed(pieces, self._wide_place, [vector[:, self.space.dim :] for vector in vectors])
 
     def _follow(self, space: WeightSpace) -> WeightSpace:
-        """Set the order of coordinates; returns the space of stacks."""
-        stacks, order = stacked_space(space, self.count)
-        extra = torch.arange(self.extra) + stacks.dim
-        self.register_buffer("_order", order.to(self._entry.device), persistent=False)
-        first = torch.cat([order.argsort()[: space.dim], extra])
-        self.register_buffer("_first", first.to(self._entry.device), persistent=False)
+        """Set where the pieces of both spaces stand; returns the space of stacks."""
+        stacks = stacked_space(space, self.count)
+        self._pieces = list(zip(coordinate_pieces(space), coordinate_pieces(stacks), strict=True))
+        for name, one in (("_place", space), ("_wide_place", stacks)):
+            place = flat_order(one)
+            self.register_buffer(name, None if place is None else place.to(self._entry.device), persistent=False)
         return stacks
 
     def _bind(self, space: WeightSpace) -> None:
         self.field = self.field.bind(self._follow(space))
 
 
-def stacked_space(space: WeightSpace, count: int) -> tuple[WeightSpace, Tensor]:
+def _placed(pieces: list[Tensor], place: Tensor | None, extra: list[Tensor]) -> Tensor:
+    """Flattened pieces (B, ...) in the order of coordinates, and then further ones; copied once where it is theirs."""
+    if place is not None:
+        pieces = [torch.cat(pieces, dim=1)[:, place]]
+    return torch.cat([*pieces, *extra], dim=1)
+
+
+def stacked_space(space: WeightSpace, count: int) -> WeightSpace:
     """The space of stacks of ``count`` networks: every edge and neuron carries the numbers of all.
 
     It has no rescalings, statistics or network of its own, and ``numbers`` is ``count``.
-
-    Returns:
-        The space, and (count D,) where each of its coordinates stands in the networks one after the other.
 
     Raises:
         ValueError: for a tensor of pieces that cannot be widened alike.
     """
     blocks = tuple(_wide_block(block, count) for block in space.blocks)
     vectors = tuple(_wide_vector(vector, count) for vector in space.vectors)
-    pieces: tuple[WeightBlock | GroupVector, ...] = (*space.blocks, *space.vectors)
-    wides: tuple[WeightBlock | GroupVector, ...] = (*blocks, *vectors)
     stacks = WeightSpace(space.groups, blocks, vectors, numbers=count)
-    places, order = torch.arange(count * space.dim), torch.full((count * space.dim,), -1)
-    for piece, wide in zip(pieces, wides, strict=True):
-        first = piece.view(places[: space.dim])
-        order[wide.view(places)] = torch.cat([first + k * space.dim for k in range(count)], dim=-1)
-    if not torch.equal(order.sort().values, places):
+    places = torch.arange(stacks.dim)
+    found = torch.cat([piece.view(places).flatten() for piece in coordinate_pieces(stacks)])
+    if not torch.equal(found.sort().values, places):
         raise ValueError("tensors that list some neurons by position and others not cannot be stacked")
-    return stacks, order
+    return stacks
 
 
 def _wide_block(block: WeightBlock, count: int) -> WeightBlock:
