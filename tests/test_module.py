@@ -73,6 +73,7 @@ class Networks(LightningDataModule):
         return self.batch
 
     def calibration(self, n: int) -> ZooBatch:
+        self.asked = n
         return self.batch
 
     def train_dataloader(self) -> DataLoader:
@@ -295,6 +296,15 @@ def test_calibration_sets_the_scales_once(tmp_path):
     data.batch = networks(seed=1)
     trainer(tmp_path / "second").fit(module, datamodule=data)
     assert torch.equal(module.field.input_scale, scales)
+
+
+@pytest.mark.parametrize(("networks_worth", "asked"), [(1000, 512), (100, 100), (3, 64)])
+def test_calibration_takes_fewer_of_large_networks(networks_worth, asked, tmp_path, monkeypatch):
+    monkeypatch.setattr("wsflow.module.CALIBRATION_NUMBERS", networks_worth * WeightSpace.from_description(SPACE).dim)
+    module = FlowMatchingModule(SPACE, field=FIELD, coupling=TrajectoryCoupling(), prior=GaussianPrior(0.5))
+    data = Networks()
+    trainer(tmp_path).fit(module, datamodule=data)
+    assert data.asked == asked
 
 
 def test_a_prior_that_is_not_the_law_of_the_starts_is_warned_of():

@@ -76,7 +76,7 @@ from wsflow.weightspace.randomness import RowGenerator, common
 from wsflow.weightspace.transfer import send
 
 TRAINING, VALIDATION, CALIBRATION = range(3)
-CALIBRATION_NETWORKS, CALIBRATION_BATCH = 512, 16
+CALIBRATION_NETWORKS, CALIBRATION_NUMBERS, CALIBRATION_BATCH = (64, 512), 2**26, 16
 
 
 class FlowMatchingModule(LightningModule):
@@ -288,7 +288,8 @@ class FlowMatchingModule(LightningModule):
         """Calibrate on networks of the data module: the field once, the loss in every fit; alike on every rank."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "calibration") and not (self.calibrated and self.weighting is None):
-            batch = data.calibration(CALIBRATION_NETWORKS).to(self.device)
+            least, most = CALIBRATION_NETWORKS  # few of large ones, which have many numbers to tell their scales by
+            batch = data.calibration(min(most, max(least, CALIBRATION_NUMBERS // self.space.dim))).to(self.device)
             self.calibrate(batch, getattr(data, "task", None), trained=bool(self.calibrated))
 
     def on_train_start(self) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from wsflow.fields import VectorField, check_same_ends
 from wsflow.fields.base import RMS_FLOOR
+from wsflow.memory import peak_bytes
 from wsflow.weightspace import WeightSpace, mlp
 
 
@@ -50,6 +51,12 @@ def test_calibration_finds_the_size_of_every_tensor(extra: int, space: WeightSpa
     for tensor in space.tensors:
         assert inside[:, tensor.slice].square().mean().sqrt().item() == pytest.approx(1, rel=1e-4)
     assert torch.allclose(field(scale * z, torch.zeros(400)), 6 * scale * z, rtol=1e-4)
+
+
+def test_calibration_keeps_to_the_memory_of_its_states(space: WeightSpace):
+    x = torch.randn(1024, space.dim)
+    taken = peak_bytes(lambda: ToyField(space).calibrate(x, x), torch.device("cpu"))
+    assert 0 < taken < x.numel() * x.element_size()
 
 
 def test_uncalibrated_fields_scale_nothing(space: WeightSpace):

@@ -62,6 +62,7 @@ def test_finals_are_the_last_of_each_run(written):
 def test_starts_belong_to_runs(written):
     zoo = Zoo.open(written)
     assert zoo.starts_of(torch.tensor([9, 3, 9]))[:, 0].tolist() == [-9, -3, -9]
+    assert "start" not in vars(zoo)  # those of other runs are not read
     with pytest.raises(ZooError, match="has no run 4"):
         zoo.starts_of(torch.tensor([3, 4]))
 

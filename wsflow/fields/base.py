@@ -30,6 +30,9 @@ from wsflow.weightspace import WeightSpace
 RMS_FLOOR = 1e-3
 """Least scale of a tensor, as a fraction of the scale of all coordinates; keeps tensors that are zero finite."""
 
+ROWS = 64
+"""States whose squares are summed at once."""
+
 
 class VectorField(nn.Module, ABC):
     """A function of state and time on one weight space.
@@ -170,9 +173,11 @@ class VectorField(nn.Module, ABC):
 
     def _rms(self, x: Tensor, what: str) -> Tensor:
         self._check(x, what)
-        if not len(x) or not x.isfinite().all():
+        square = torch.zeros(self.dim, dtype=torch.float64, device=self.input_scale.device)
+        for part in torch.split(x, ROWS):  # copies in double precision are large
+            square += part.to(square).square().sum(dim=0) / max(len(x), 1)
+        if not len(x) or not square.isfinite().all():
             raise ValueError(f"cannot calibrate on {what} of shape {tuple(x.shape)}: they must be some, and all finite")
-        square = x.to(self.input_scale.device, torch.float64).square().mean(dim=0)
         count = torch.bincount(self._entry, minlength=len(self.input_scale))
         total = torch.zeros_like(count, dtype=torch.float64).index_add_(0, self._entry, square)
         overall = square.mean().sqrt()

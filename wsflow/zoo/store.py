@@ -149,9 +149,9 @@ class Zoo:
         Raises:
             ZooError: where the zoo keeps no starts, or not of these runs.
         """
-        if self.start is None:
+        if not self.has_start:
             raise ZooError(f"{self.path} keeps no initial weights")
-        return self.start[self.position(run)]
+        return self._rows("start", self.position(run))
 
     def position(self, run: Tensor) -> Tensor:
         """Where the runs (B,) stand in ``run_ids``, (B,).
@@ -214,15 +214,16 @@ class Zoo:
 
     def _rows(self, name: str, index: Tensor) -> Tensor:
         """Rows ``index`` (B,) of a tensor of the shards, a copy."""
+        offsets = self._run_offsets if name == "start" else self._offsets
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise ZooError(
                 f"{self.path} has snapshots 0 to {len(self) - 1}, not {int(index.min())} to {int(index.max())}"
             )
-        shard_of = torch.bucketize(index, self._offsets[1:], right=True)
+        shard_of = torch.bucketize(index, offsets[1:], right=True)
         result = torch.empty(len(index), self._shards[0][name].shape[1])
         for number in torch.unique(shard_of).tolist():
             where = shard_of == number
-            result[where] = self._shards[number][name][index[where] - self._offsets[number]]
+            result[where] = self._shards[number][name][index[where] - offsets[number]]
         return result
 
     @cached_property
@@ -232,6 +233,10 @@ class Zoo:
     @cached_property
     def _offsets(self) -> Tensor:
         return torch.tensor([0, *(len(shard["run"]) for shard in self._shards)]).cumsum(0)
+
+    @cached_property
+    def _run_offsets(self) -> Tensor:
+        return torch.tensor([0, *(len(shard["start_run"]) for shard in self._shards)]).cumsum(0)
 
     @cached_property
     def _sorted_ids(self) -> tuple[Tensor, Tensor]:
