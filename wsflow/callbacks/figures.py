@@ -62,7 +62,7 @@ def principal_components(report: Report) -> Figure:
     """
     if report.train is None or len(report.train) < 2:
         raise ValueError("principal components need at least two training networks in the report")
-    pca = PCA(2, svd_solver="full").fit(_array(report.train))
+    pca = PCA(2, random_state=0).fit(_single(report.train))  # of many large networks by random projections
     figure = Figure(figsize=(5.6, 4.6), layout="constrained")
     axes = figure.subplots()
     clouds = (
@@ -71,7 +71,7 @@ def principal_components(report: Report) -> Figure:
         ("generated", report.families["samples"].x, GENERATED, "^"),
     )
     for name, x, color, marker in clouds:
-        points = pca.transform(_array(x))
+        points = pca.transform(_single(x))
         legend = f"{name} ({len(x)})"
         axes.scatter(points[:, 0], points[:, 1], s=14, c=color, marker=marker, alpha=0.75, linewidths=0, label=legend)
     share = 100 * pca.explained_variance_ratio_
@@ -173,6 +173,10 @@ def _shapes(samples: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def _plain(figure: Figure) -> Figure:
     figure.axes[0].spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _single(x: Tensor) -> NDArray[np.float32]:
+    return np.asarray(x.detach().cpu(), dtype=np.float32)
 
 
 def _array(x: Tensor) -> Numbers:
