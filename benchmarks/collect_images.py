@@ -36,6 +36,7 @@ from work import synchronise
 
 from wsflow.tasks import MNIST
 from wsflow.tasks.base import BaseTask
+from wsflow.tasks.mnist import unpacked
 from wsflow.weightspace import GaussianInitializer, mlp
 from wsflow.zoo import SGD, Collector
 from wsflow.zoo.train import DataOrder, draw_starts, train_runs
@@ -126,7 +127,8 @@ def images() -> Dataset[Any]:
     from torchvision import datasets, transforms
 
     usual = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
-    return datasets.MNIST(os.environ.get("WSFLOW_DATA", "data"), train=True, transform=usual)
+    root = unpacked(datasets.MNIST, Path(os.environ.get("WSFLOW_DATA", "data")), download=False)
+    return datasets.MNIST(root, train=True, transform=usual)
 
 
 def measure(

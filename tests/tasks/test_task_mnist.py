@@ -5,6 +5,7 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
@@ -124,6 +125,16 @@ def test_downloads_are_moved_when_all_are_whole(tiny, tmp_path, monkeypatch):
             MNIST(data_dir=str(tmp_path / "third"), download=True).data("train")
         server.shutdown()
     assert not list((tmp_path / "third" / "MNIST" / "raw").iterdir())
+
+
+def test_the_benchmark_reads_archives_as_the_task_does(tiny, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    monkeypatch.setenv("WSFLOW_DATA", str(tiny))
+    from collect_images import images
+
+    inputs, label = images()[3]
+    assert inputs.shape == (1, 28, 28)
+    assert label == 3
 
 
 def test_a_read_only_folder_is_unpacked_in_the_cache(tiny, tmp_path, monkeypatch):

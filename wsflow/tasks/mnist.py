@@ -44,7 +44,7 @@ class _Images(ClassificationTask):
         from torchvision import datasets
 
         dataset = getattr(datasets, self.source)
-        root = _unpacked(dataset, Path(self.data_dir), self.download)
+        root = unpacked(dataset, Path(self.data_dir), self.download)
         try:
             full, test = dataset(root, train=True), dataset(root, train=False)
         except (ValueError, RuntimeError, AssertionError) as error:
@@ -183,8 +183,20 @@ class ConvFashionMNIST(_Convolutional):
     terms = "Zalando SE (Xiao et al. 2017); MIT licence"
 
 
-def _unpacked(dataset: Any, root: Path, download: bool) -> Path:
-    """A root under which torchvision finds the unpacked files of ``dataset``."""
+def unpacked(dataset: Any, root: Path, download: bool) -> Path:
+    """A root under which torchvision finds the unpacked files of a dataset.
+
+    Args:
+        dataset: Torchvision's class, of the kind of ``torchvision.datasets.MNIST``.
+        root: Folder that holds the class's archives, or its unpacked files.
+        download: Whether files that are not there may be downloaded.
+
+    Returns:
+        ``root``, or a folder in the cache where archives have to be unpacked and ``root`` cannot be written to.
+
+    Raises:
+        ValueError: where files are missing or damaged.
+    """
     from torchvision.datasets.utils import check_integrity
 
     raw = root / dataset.__name__ / "raw"
