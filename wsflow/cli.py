@@ -25,7 +25,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint
@@ -65,8 +65,6 @@ PLUGINS = (alignment, callbacks, fields, flow, geometry, losses, optim, schedule
 
 STAGES = ("fit", "validate", "test")
 
-WEIGHTS = "A checkpoint whose weights fit begins with, to train them on in another way; of no effect elsewhere."
-
 TERMINATED, INTERRUPTED, UNREAD = 128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + 13
 """Exit status of a process that a signal ended, by the shell's convention."""
 
@@ -93,8 +91,8 @@ class WsflowCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What follows from what: the weight space from the data, every seed from one."""
-        parser.add_argument("--weights", type=str, default=None, help=WEIGHTS)
-        add_links(parser)
+        parser.add_argument("--weights", type=str, default=None, help=parsers.WEIGHTS)
+        parsers.link(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the given arguments; what Python itself was called with is no concern of this class."""
@@ -232,28 +230,12 @@ class WsflowCLI(LightningCLI):
             record_timing(root, collect=time.perf_counter() - begin)
 
 
-def add_links(parser: LightningArgumentParser) -> None:
-    """Link arguments that follow from others."""
-    parser.link_arguments("data.space_description", "model.space", apply_on="instantiate")
-    parser.link_arguments("data.label_description", "model.labels", apply_on="instantiate")
-    parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
-    parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
-
-
 def collect(args: Sequence[str]) -> None:
     """Train the runs of a zoo."""
-    parser = LightningArgumentParser(prog="wsflow collect", description=collect.__doc__ or "", exit_on_error=False)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="A config as for fit; its data part is used.")
+    parser = parsers.training("wsflow collect", collect.__doc__ or "")
     parser.add_argument("--shard", type=str, help="This process's share i/n; read from torchrun or SLURM by default.")
     parser.add_argument("--dry-run", action="store_true", help="Only print the estimated time, memory and disk space.")
     parser.add_argument("--quiet", action="store_true", help="Show no progress bar.")
-    parser.add_argument("--seed_everything", type=bool | int, default=0, help="As for fit; of no effect on a zoo.")
-    parser.add_argument("--weights", type=str, default=None, help=WEIGHTS)
-    parser.add_lightning_class_args(ZooDataModule, "data")
-    parser.add_lightning_class_args(FlowMatchingModule, "model")
-    parser.add_lightning_class_args(Trainer, "trainer")
-    parser.add_method_arguments(Trainer, "fit", skip={"model", "train_dataloaders", "val_dataloaders", "datamodule"})
-    add_links(parser)
     config = parser.parse_args(list(args))
     share = parse_share(config.shard) if config.shard else share_from_environment()
     data_parser = ArgumentParser(exit_on_error=False)
@@ -268,9 +250,11 @@ def experiment(args: Sequence[str]) -> None:
     parser.add_argument("files", nargs="+", type=str, help="Experiment files, such as configs/experiments/*.yaml.")
     parser.add_argument("--seeds", nargs="+", type=int, help="Of trainings and samples; the file's own by default.")
     parser.add_argument("--points", nargs="+", type=str, help="Only these points, by name; all by default.")
-    parser.add_function_arguments(commands.experiment, as_group=False, skip={"files", "run", "seeds", "points"})
+    parser.add_function_arguments(
+        commands.experiment, as_group=False, skip={"files", "run", "check", "seeds", "points"}
+    )
     given = parsers.switched(args, "--fit_only")
-    commands.experiment(run=_dispatch, **parser.parse_args(given).as_dict())
+    commands.experiment(run=_dispatch, check=parsers.check, **parser.parse_args(given).as_dict())
 
 
 def stage(args: Sequence[str]) -> None:

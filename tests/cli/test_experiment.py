@@ -8,17 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from jsonargparse import ActionConfigFile
-from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser
 
-from wsflow.cli import add_links, main
+from wsflow.cli import main
 from wsflow.commands.experiment import _origin, stages
 from wsflow.commands.experiment_file import cases
+from wsflow.commands.parsers import training
 from wsflow.commands.results import merge, read_results
 from wsflow.commands.table import filled
-from wsflow.module import FlowMatchingModule
-from wsflow.zoo import Zoo, ZooDataModule
+from wsflow.zoo import Zoo
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
@@ -221,6 +218,22 @@ def test_one_line_says_what_is_wrong(before, after, message, bands, tmp_path, er
         assert "no point x; points are plain, sweep" in error_of(["experiment", bands.name, "--points", "x"])
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("steps: [1]", "solver: Huen, steps: [1]", "bands_sweep_steps_1: predict: "),
+        ("run: bands_plain,", "overrides: {model.feild.init_args.depth: 2},", "bands_sweep_steps_1: fit: "),
+        ("run: bands_plain,", "transfer: zoos/wide, transfer_overrides: {data.task.init_args.hid: 5},", ": collect: "),
+    ],
+)
+def test_what_cannot_be_parsed_is_told_of_before_anything_runs(before, after, message, bands, tmp_path, error_of):
+    bands.write_text(bands.read_text().replace(before, after))
+    error = error_of(["experiment", bands.name, "--seeds", "0"])
+    assert error.startswith("wsflow: error: bands.yaml, bands_sweep_steps_1: ")
+    assert message in error
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("text", ['{"a": ', "[]", '{"a": [1]}', '{"a": {"by_seed": []}}', '{"a": {"origin": 1}}'])
 def test_damaged_results_are_told_of_before_anything_runs(text, bands, tmp_path, error_of):
     (tmp_path / "results.json").write_text(text)
@@ -291,14 +304,7 @@ def test_a_page_is_brought_up_to_date(bands, tmp_path):
 @pytest.fixture(scope="module")
 def parser():
     """What fit and collect parse, without running anything."""
-    parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_argument("-c", "--config", action=ActionConfigFile)
-    parser.add_argument("--seed_everything", type=int)
-    parser.add_argument("--weights", type=str)
-    for kind, name in ((ZooDataModule, "data"), (FlowMatchingModule, "model"), (Trainer, "trainer")):
-        parser.add_lightning_class_args(kind, name)
-    add_links(parser)
-    return parser
+    return training("wsflow fit")
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from wsflow.commands.experiment_file import Case, cases, read_experiment
+from wsflow.commands.experiment_file import Case, Experiment, cases, read_experiment
 from wsflow.commands.results import differing, merge, read_results
 from wsflow.commands.run import read_timing, shown
 from wsflow.commands.table import draw, tables
@@ -46,6 +47,7 @@ class Stage(NamedTuple):
 def experiment(
     files: Sequence[str],
     run: Callable[[list[str]], None],
+    check: Callable[[list[str]], None],
     seeds: Sequence[int] | None = None,
     points: Sequence[str] | None = None,
     split: Literal["val", "test"] | None = None,
@@ -58,6 +60,7 @@ def experiment(
     Args:
         files: Experiment files.
         run: Runs a command, given what follows ``wsflow``.
+        check: Refuses a command that cannot be parsed, given the same; asked for all commands before the first is run.
         seeds: Of trainings and samples; the file's own by default.
         points: Only these points, by name; all by default.
         split: Instead of the file's.  Figures of validation runs are shown and not kept.
@@ -66,12 +69,13 @@ def experiment(
         fit_only: Whether to stop after the trainings.
 
     Raises:
-        ValueError: where a file, a config, a point or the finished training to begin with is missing, the results
-            are damaged, or a run folder holds a training of other settings.
+        ValueError: where a file, a config, a point or the finished training to begin with is missing, a command
+            cannot be parsed, the results are damaged, or a run folder holds a training of other settings.
     """
     plans = [(read_experiment(file), Path(file), _chosen(file, points)) for file in files]
     if not fit_only:
         read_results(results)  # a file that cannot be read is told of before hours of training
+    _check(plans, check, fit_only)
     for plan, file, chosen in plans:
         judged = split or plan.split
         for seed in plan.seeds if seeds is None else seeds:
@@ -150,6 +154,23 @@ def _chosen(file: str, points: Sequence[str] | None) -> list[Case]:
     if missing:
         raise ValueError(f"{file} has no point {', '.join(missing)}; points are {', '.join(known)}")
     return [case for case in found if points is None or case.name in points]
+
+
+def _check(
+    plans: Sequence[tuple[Experiment, Path, list[Case]]], check: Callable[[list[str]], None], fit_only: bool
+) -> None:
+    """Find what is wrong with the commands of every case, each once, and say where it is."""
+    known: set[tuple[str, ...]] = set()
+    for plan, file, chosen in plans:
+        for case in chosen:
+            for stage in stages(case, Path(case.trained), 0, plan.split, plan.baselines, fit_only):
+                if tuple(stage.arguments) in known:
+                    continue
+                known.add(tuple(stage.arguments))
+                try:
+                    check(stage.arguments)
+                except (ValueError, ArgumentError) as error:
+                    raise ValueError(f"{file}, {case.key}: {stage.arguments[0]}: {error}") from error
 
 
 def _target(case: Case, place: Path, split: str) -> Path:

@@ -7,9 +7,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jsonargparse import ActionParser, ArgumentParser
+from jsonargparse import ActionConfigFile, ActionParser, ArgumentParser, Namespace  # type: ignore[attr-defined]
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
 
 from wsflow import commands
+from wsflow.module import FlowMatchingModule
+from wsflow.zoo import ZooDataModule
 from wsflow.zoo import commands as zoo_commands
 
 APPENDED = re.compile(r"^--aligner(=(?!\[).*)?$")
@@ -17,6 +21,11 @@ APPENDED = re.compile(r"^--aligner(=(?!\[).*)?$")
 
 CONDITION = """What a flow with labels is asked for: loss=0.2, loss=0.1,0.2 (each network takes the next) or a range
 loss=0.1:0.5; of several labels one after another."""
+
+SEVERAL: Mapping[str, Mapping[str, str]] = {"predict": {"condition": CONDITION}, "likelihood": {"condition": CONDITION}}
+"""By command, arguments that take words, as many as are given, with their help."""
+
+WEIGHTS = "A checkpoint whose weights fit begins with, to train them on in another way; of no effect elsewhere."
 
 
 def switched(args: Sequence[str], *names: str) -> list[str]:
@@ -28,7 +37,7 @@ def switched(args: Sequence[str], *names: str) -> list[str]:
 
 def predict(args: Sequence[str]) -> None:
     """Generate networks from a checkpoint."""
-    call(commands.predict, "predict", args, several={"condition": CONDITION})
+    call(commands.predict, "predict", args)
 
 
 def evaluate(args: Sequence[str]) -> None:
@@ -38,7 +47,7 @@ def evaluate(args: Sequence[str]) -> None:
 
 def likelihood(args: Sequence[str]) -> None:
     """Log-densities of networks under a trained flow."""
-    call(commands.likelihood, "likelihood", args, several={"condition": CONDITION})
+    call(commands.likelihood, "likelihood", args)
 
 
 def transfer(args: Sequence[str]) -> None:
@@ -136,24 +145,65 @@ def zoo(args: Sequence[str]) -> None:
     getattr(zoo_commands, config.command)(**config[config.command].as_dict())
 
 
-def call(
-    function: Callable[..., None], name: str, args: Sequence[str], several: Mapping[str, str] | None = None
-) -> None:
+def call(function: Callable[..., None], name: str, args: Sequence[str]) -> None:
     """Call a function with arguments parsed by its signature; what is False by default can be given as a switch.
 
     Args:
         function: The function.
         name: Of the command.
         args: What follows it.
-        several: Arguments that take words, as many as are given, with their help.
     """
+    parser, config = parsed(function, name, args)
+    function(**parser.instantiate_classes(config).as_dict())
+
+
+def parsed(function: Callable[..., None], name: str, args: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
+    """The parser of a function's signature, and what it makes of arguments; as for :func:`call`."""
     parser = ArgumentParser(prog=f"wsflow {name}", description=summary(function), exit_on_error=False)
-    for word, text in (several or {}).items():
+    several = SEVERAL.get(name, {})
+    for word, text in several.items():
         parser.add_argument(f"--{word}", nargs="+", type=str, help=text)
-    parser.add_function_arguments(function, as_group=False, sub_configs=True, skip=set(several or ()))
+    parser.add_function_arguments(function, as_group=False, sub_configs=True, skip=set(several))
     switches = {f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.default is False}
-    given = switched(args, *switches)
-    function(**parser.instantiate_classes(parser.parse_args(given)).as_dict())
+    return parser, parser.parse_args(switched(args, *switches))
+
+
+def training(prog: str, description: str = "") -> LightningArgumentParser:
+    """A parser that takes what ``fit`` takes, for what runs no training."""
+    parser = LightningArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="A config as for fit; its data part is used.")
+    parser.add_argument("--seed_everything", type=bool | int, default=0, help="As for fit; of no effect on a zoo.")
+    parser.add_argument("--weights", type=str, default=None, help=WEIGHTS)
+    parser.add_lightning_class_args(ZooDataModule, "data")
+    parser.add_lightning_class_args(FlowMatchingModule, "model")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_method_arguments(Trainer, "fit", skip={"model", "train_dataloaders", "val_dataloaders", "datamodule"})
+    link(parser)
+    return parser
+
+
+def link(parser: LightningArgumentParser) -> None:
+    """Link a training's arguments that follow from others: the weight space from the data, every seed from one."""
+    parser.link_arguments("data.space_description", "model.space", apply_on="instantiate")
+    parser.link_arguments("data.label_description", "model.labels", apply_on="instantiate")
+    parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+    parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+
+def check(args: Sequence[str]) -> None:
+    """Parse a command of an experiment, without running it.
+
+    Args:
+        args: What follows ``wsflow``: one of fit, collect, transfer, predict and evaluate, and its arguments.
+
+    Raises:
+        ValueError: for arguments that the command does not take; ``argparse.ArgumentError`` for some of them.
+    """
+    name, *rest = args
+    if name in ("fit", "collect"):
+        training(f"wsflow {name}").parse_args(rest)
+    else:
+        parsed(getattr(commands, name), name, rest)
 
 
 def summary(function: Callable[..., Any]) -> str:
