@@ -97,6 +97,27 @@ def test_training_without_the_networks_dropout_is_warned_of():
         train_runs(task, start, DataOrder(40, 0, range(2)), SGD(0.1), 1, 16, [3])
 
 
+class Normed(Pictures):
+    """Pictures by a perceptron with batch norm, which needs more than one point."""
+
+    @property
+    def network(self):
+        return {"class_path": f"{__name__}.normed", "init_args": {}, "input_shape": [2, 6, 6]}
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(72, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
+
+
+def test_one_point_left_over_for_batch_norm_is_told_of_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="of 40 data points, mini-batches of 13 leave one over"):
+        Collector(4, epochs=1, batch_size=13).collect(Normed(), tmp_path / "zoo", progress=False)
+    assert not (tmp_path / "zoo").exists()
+    assert Collector(4, epochs=1, batch_size=13, max_steps=3).collect(Normed(), tmp_path / "short", progress=False)
+    assert Collector(4, epochs=1, batch_size=16).collect(Normed(), tmp_path / "other", progress=False)
+    assert Collector(4, epochs=1, batch_size=13).collect(Pictures(True), tmp_path / "wide", progress=False)
+
+
 class Partly(Pictures):
     """Pictures by a network of which a part is trained; its stored running statistics are not those of a batch."""
 

@@ -36,7 +36,15 @@ from wsflow.zoo.optimizer import Adam, RunOptimizer
 from wsflow.zoo.settings import MAY_CHANGE, refuse_other_settings
 from wsflow.zoo.shards import ZooError, read_json, read_sidecar, shard_tensors, write_json, write_shard
 from wsflow.zoo.snapshots import FinalSnapshot, SnapshotSchedule
-from wsflow.zoo.train import DataOrder, Trajectories, draw_starts, run_generator, steps_per_epoch, train_runs
+from wsflow.zoo.train import (
+    DataOrder,
+    Trajectories,
+    check_batches,
+    draw_starts,
+    run_generator,
+    steps_per_epoch,
+    train_runs,
+)
 from wsflow.zoo.write import MANIFEST, VERSION, write_manifest
 
 SETTINGS = "settings.json"
@@ -138,12 +146,14 @@ class Collector:
 
         Raises:
             ZooError: where the directory holds a zoo of other settings, or every run of a shard diverged.
+            ValueError: for snapshots, starts and mini-batches that cannot be; nothing is written then.
         """
         path = Path(path)
         self._steps(task)
         if task.has_data:
             task.data("train")  # what cannot be read or drawn ends this before anything is written
             draw_starts(task, self.initializer, self.seed, [0])
+            check_batches(task, self.batch_size, self.max_steps)
         self._claim(task, path)
         mine = [i for i in range(self.shards) if i % share[1] == share[0] and read_sidecar(path, i) is None]
         with _progress(progress) as bar:

@@ -136,6 +136,30 @@ def train_runs(
     return Trajectories(start, torch.stack(kept, dim=1))
 
 
+def check_batches(task: BaseTask, batch_size: int, max_steps: int | None = None) -> None:
+    """Refuse mini-batches of one data point to batch norm, which then has no variance to divide by.
+
+    Args:
+        task: The base task.
+        batch_size: Data points per run and step.
+        max_steps: Of a run; None for whole epochs.
+
+    Raises:
+        ValueError: where a mini-batch that a run trains on has one data point, and the network cannot take it.
+    """
+    inputs, each = task.data("train")[0], steps_per_epoch(task, batch_size)
+    last = len(inputs) - (each - 1) * batch_size
+    if last > 1 or (max_steps is not None and max_steps < each):
+        return
+    try:
+        _training(task.space).forward(torch.zeros(1, task.space.dim, dtype=inputs.dtype), inputs[:1])
+    except ValueError as error:
+        raise ValueError(
+            f"of {len(inputs)} data points, mini-batches of {batch_size} leave one over, which batch norm cannot "
+            "normalise by itself: give the collector another batch_size"
+        ) from error
+
+
 def steps_per_epoch(task: BaseTask, batch_size: int) -> int:
     """Mini-batches in an epoch, the last and smaller one included."""
     return ceil(len(task.data("train")[0]) / batch_size)
