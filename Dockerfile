@@ -57,6 +57,8 @@ RUN groupadd --non-unique --gid "${GID}" wsflow \
 COPY --from=wheel /dist /opt/wsflow/dist
 RUN pip install --no-deps --no-index /opt/wsflow/dist/*.whl
 COPY configs /wsflow/configs
+# A repository that was cloned under a strict umask has files that its owner alone can read.
+RUN chmod -R a+rX /wsflow/configs
 
 # One thread a process unless the caller knows better: libraries count the host's cores, not those that are lent.
 # NVIDIA_VISIBLE_DEVICES is left to the runtime: set here, it would show a container GPUs that it was not given.

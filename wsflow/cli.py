@@ -54,7 +54,7 @@ from wsflow.commands import parsers
 from wsflow.commands.errors import one_line
 from wsflow.commands.run import read_timing, record_timing, run_folder, run_loggers, shown
 from wsflow.commands.stage_config import StageConfig
-from wsflow.files import claimed
+from wsflow.files import claimed, remove_leftovers
 from wsflow.memory import keep_freed_memory
 from wsflow.module import FlowMatchingModule
 from wsflow.zoo import ZooDataModule, parse_share, process_share, share_from_environment
@@ -105,9 +105,10 @@ class WsflowCLI(LightningCLI):
         SLURM or torchrun has started again goes on by itself.
         """
         config = self.config[self.config.subcommand]
-        if self.config.subcommand == "fit" and config.ckpt_path is None and commands.restarted():
-            config.ckpt_path = "last"
-        best = Path(config.trainer.default_root_dir or "runs", "checkpoints", "best.ckpt")
+        root = Path(config.trainer.default_root_dir or "runs")
+        if self.config.subcommand == "fit" and commands.restarted():
+            config.ckpt_path = commands.resumed(root, config.ckpt_path)
+        best = root / "checkpoints" / "best.ckpt"
         if config.ckpt_path == "best" and best.is_file():  # Lightning knows the best of its own process alone
             config.ckpt_path = str(best)
         if config.ckpt_path and not re.fullmatch("last|best|hpc|registry(:.*)?", str(config.ckpt_path)):
@@ -175,6 +176,7 @@ class WsflowCLI(LightningCLI):
                 f"another process is training in {root}: wait for it, or choose another --trainer.default_root_dir"
             ) from None
         self._refuse_checkpoints(root)
+        remove_leftovers(root / "checkpoints")
 
     def _refuse_checkpoints(self, root: Path) -> None:
         if self._ckpt_path is None and not self._fast and any(root.glob("checkpoints/*.ckpt")):
@@ -254,7 +256,17 @@ def experiment(args: Sequence[str]) -> None:
         commands.experiment, as_group=False, skip={"files", "run", "check", "seeds", "points"}
     )
     given = parsers.switched(args, "--fit_only")
-    commands.experiment(run=_dispatch, check=parsers.check, **parser.parse_args(given).as_dict())
+    if (processes := process_share()[1]) > 1:
+        raise ValueError(
+            f"{processes} processes would each run the same experiment: start it once, without srun's others"
+        )
+    commands.experiment(run=_stage, check=parsers.check, **parser.parse_args(given).as_dict())
+
+
+def _stage(args: list[str]) -> None:
+    """A command of an experiment; trainings that start processes apart, since each of these runs the whole command."""
+    apart = args[0] == "fit" and commands.several(parsers.training("wsflow fit").parse_args(args[1:]).trainer)
+    (commands.run_apart if apart else _dispatch)(args)
 
 
 def stage(args: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ is claimed by it.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,6 +63,14 @@ def write_whole(place: Path, content: str | bytes) -> None:
     """Write a file by :func:`replacing`; text as UTF-8."""
     with replacing(place) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of killed writers from a folder: those that nobody has touched for an hour."""
+    for temporary in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):
+            if time.time() - temporary.stat().st_mtime > ABANDONED:
+                temporary.unlink()
 
 
 @contextmanager

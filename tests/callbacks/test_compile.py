@@ -84,6 +84,24 @@ def test_the_trial_is_as_the_training(precision: str, half: bool, monkeypatch: p
     assert seen[0] is half  # before the fit looks at validation data
 
 
+@pytest.mark.slow  # the compiler starts
+def test_what_a_self_conditioned_field_is_trained_by_is_compiled() -> None:
+    derivatives: list[bool] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Any:
+        def run(*args: object) -> Any:
+            derivatives.append(torch.is_grad_enabled())
+            return graph(*args)
+
+        return run
+
+    flow = module(partial(SelfConditioned, field=NARROW, probability=1.0))
+    flow.field.compile(backend=backend)
+    networks = ZooBatch(torch.randn(4, flow.space.dim), None, torch.arange(4))
+    flow.training_loss(networks, torch.Generator().manual_seed(0))[0].backward()
+    assert derivatives.count(True) == derivatives.count(False) == 1
+
+
 def test_training_and_sampling_in_bf16() -> None:
     field = partial(RelationalTransformer, width=8, edge_width=4, depth=1, heads=2)
     flow, plain = module(field), module(field)

@@ -10,7 +10,7 @@ import torch
 from processes import TORCHRUN, WSFLOW, finish, free_port, logged, slurm, start, weights, wsflow
 
 from wsflow.cli import main
-from wsflow.commands import launched, restarted
+from wsflow.commands import launched, restarted, resumed, run_apart, several
 from wsflow.zoo import Zoo
 
 pytestmark = pytest.mark.timeout(900)  # several processes, one after another, on a busy machine
@@ -139,6 +139,64 @@ def test_launchers_say_how_many_processes_there_are(environment, expected):
 def test_jobs_whose_processes_would_wait_are_refused(missing, message):
     with pytest.raises(ValueError, match=f"has 6 tasks, .*{message}"):
         launched({name: value for name, value in SRUN.items() if name != missing})
+
+
+def test_the_shell_of_a_job_is_none_of_its_processes():
+    with pytest.raises(ValueError, match="srun did not start this process"):
+        launched(SRUN | {"SLURM_STEP_ID": "4294967290"})
+
+
+@pytest.mark.parametrize("option", [["--trainer.devices", "2"], ["--trainer.devices", "[0, 1]"]], ids=str)
+def test_other_processes_than_slurm_started_are_refused(option, command, trained, monkeypatch, error_of):
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    message = "asks for 2 processes, and torchrun or SLURM started 1"
+    assert f"--trainer.devices {message}" in error_of([*command("fit"), *option])
+    assert f"--devices {message}" in error_of(["predict", "--ckpt_path", str(trained), "--devices", "2"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"devices": 2}, True),
+        ({"devices": "1"}, False),
+        ({"devices": [0, 1]}, True),
+        ({"devices": [3]}, False),
+        ({"devices": "auto", "accelerator": "auto"}, True),
+        ({"devices": -1, "accelerator": "gpu"}, True),
+        ({"devices": "auto", "accelerator": "cpu"}, False),
+    ],
+    ids=str,
+)
+def test_an_experiment_knows_trainings_that_start_processes(given, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert several(given) is expected
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert not several(given)
+
+
+def test_what_runs_apart_ends_with_its_status(capfd):
+    run_apart(["--version"])
+    with pytest.raises(SystemExit) as stop:
+        run_apart(["predict", "--ckpt_path", "nowhere.ckpt"])
+    assert stop.value.code == 1
+    assert "nowhere.ckpt" in capfd.readouterr().err
+
+
+def test_a_job_that_starts_again_goes_on_from_what_it_saved(tmp_path):
+    assert resumed(tmp_path, None) == "last"
+    assert resumed(tmp_path, "a.ckpt") == "a.ckpt"
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "best.ckpt").touch()
+    assert resumed(tmp_path, "last") == str(folder / "best.ckpt")
+    last, begun = folder / "last.ckpt", tmp_path / "fit.yaml"
+    for file, time in ((last, 10), (begun, 20)):
+        file.touch()
+        os.utime(file, (time, time))
+    assert resumed(tmp_path, None) == "last"
+    assert resumed(tmp_path, "a.ckpt") == "a.ckpt"  # the last one is an older training's
+    os.utime(last, (30, 30))
+    assert resumed(tmp_path, "a.ckpt") == "last"
 
 
 def test_launchers_say_whether_they_started_again():

@@ -150,6 +150,25 @@ def test_comments_in_configs_are_no_other_settings(run, tmp_path, error_of, band
     assert "now (configs): remove it" in error_of(["experiment", bands.name, "--seeds", "0", "--fit_only"])
 
 
+def test_a_task_of_a_job_array_runs_an_experiment_whole(run, bands, tmp_path, monkeypatch, error_of):
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    assert run("--seeds", "0", "--points", "plain") == ["fit", "predict", "evaluate"]
+    assert len(Zoo.open(tmp_path / "runs/experiments/bands_plain/seed_0/bands_plain/samples").theta) == 6
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "2 processes would each run the same experiment" in error_of(["experiment", bands.name])
+
+
+def test_two_configs_of_one_name_are_told_apart(run, bands, tmp_path, error_of):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "fit.yaml").write_text("data: {batch_size: 4}\n")
+    bands.write_text(bands.read_text().replace("[fit.yaml]", "[fit.yaml, more/fit.yaml]"))
+    run("--seeds", "0", "--points", "plain", "--fit_only")
+    (tmp_path / "fit.yaml").write_text(FIT.replace("depth: 1", "depth: 2"))
+    assert "now (contents): remove it" in error_of(["experiment", bands.name, "--seeds", "0", "--fit_only"])
+
+
 def test_a_training_begins_with_the_weights_of_another(run, bands, tmp_path, error_of):
     still = "{class_path: torch.optim.SGD, init_args: {lr: 0.0}}"
     point = f"  more: {{weights_of: bands_plain, overrides: {{model.optimizer: {still}}}}}\n"

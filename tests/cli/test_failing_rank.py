@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from processes import TORCHRUN, TROUBLE, WSFLOW, finish, start
 
-from wsflow.callbacks import AtomicCheckpoints
+from wsflow.callbacks import AtomicCheckpoints, FailTogether
 from wsflow.cli import main
 
 pytestmark = pytest.mark.timeout(900)  # several processes, one after another, on a busy machine
@@ -32,6 +35,7 @@ CASES = {
     "killed": (WSFLOW, TWO, "SIGKILL", 7, 1, "process 1 of 2 (counted from 0) was killed, or ended without a word"),
     "the first one killed": (WSFLOW, TWO, "SIGKILL", 7, 0, "process 0 of 2 (counted from 0) was killed"),
     "an error": (WSFLOW, TWO, "raise", 7, 1, "process 1 of 2 (counted from 0): a callback is broken"),
+    "interrupted": (WSFLOW, TWO, "SIGINT", 7, 0, "process 0 of 2 (counted from 0): interrupted"),
     "samples diverge": (WSFLOW, TWO, "diverge", 8, 1, "has weights that are not finite"),
     "killed under torchrun": (TORCHRUN, TWO[1:], "SIGKILL", 7, 1, "process 1 of 2 (counted from 0) was killed"),
     "an error under torchrun": (
@@ -67,6 +71,15 @@ def test_one_process_that_fails_ends_all(case, command, package, tmp_path):
     overlay.write_text(OVERLAY.replace("HOW", how).replace("STEP", "-1").replace("RANK", "0"))
     assert main([*arguments, "--ckpt_path", "last"]) == 0
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 12
+
+
+def test_processes_that_are_not_connected_yet_are_ended():
+    """An error while the first process prepares data: the others wait for it in Lightning's barrier."""
+    waiting = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=[waiting])))
+    FailTogether().on_exception(trainer, None, ValueError("no data"))
+    assert waiting.wait(5) != 0
+    FailTogether().on_exception(SimpleNamespace(strategy=SimpleNamespace(launcher=None)), None, ValueError("no data"))
 
 
 def test_a_checkpoint_is_there_in_full_or_not_at_all(tmp_path, monkeypatch):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
-from processes import TROUBLE, finish, free_port, slurm, start, weights, wsflow
+from processes import TROUBLE, finish, free_port, logged, slurm, start, weights, wsflow
 
 from wsflow.cli import TERMINATED, main
 from wsflow.commands.run import read_timing
@@ -82,9 +84,26 @@ def test_a_terminated_fit_resumes_exactly(step, fit, tmp_path, capsys):
     assert message == [told]
     assert torch.load(saved, weights_only=True)["global_step"] == step
     before = read_timing(tmp_path / "run")["fit"]
+    killed = saved.with_name(".last.ckpt.0.tmp")
+    killed.touch()
+    os.utime(killed, (0, 0))
     assert main([*fit("run"), "--ckpt_path", "last"]) == 0
     assert read_timing(tmp_path / "run")["fit"] > before > 0
+    assert not killed.exists()
     assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("more", "step"),
+    [("--trainer.accumulate_grad_batches=2", 0), ("--trainer.val_check_interval=2", 6)],
+    ids=["gradients wait", "a validation follows"],
+)
+def test_a_stop_leaves_nothing_half_done(more, step, fit, tmp_path):
+    assert main(fit("whole", more=(more,))) == 0
+    assert main(fit("run", step=step, more=(more,))) == TERMINATED
+    assert main([*fit("run", more=(more,)), "--ckpt_path", "last"]) == 0
+    assert_same(tmp_path / "whole", tmp_path / "run")
+    assert logged(tmp_path / "whole") == logged(tmp_path / "run")
 
 
 SCONTROL = """#!/bin/sh

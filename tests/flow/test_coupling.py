@@ -19,7 +19,7 @@ from wsflow.flow import (
     TrajectoryCoupling,
 )
 from wsflow.flow.coupling import assign, label_groups
-from wsflow.geometry import Euclidean, Geometry
+from wsflow.geometry import Euclidean, Geometry, PrincipalComponents
 from wsflow.weightspace import WeightSpace, ZooBatch
 from wsflow.weightspace.symmetry import random_permutations
 
@@ -198,3 +198,12 @@ def test_optimal_transport_works_in_float32(batch: ZooBatch, geometry: Geometry,
 def test_neurons_are_matched_in_three_sweeps_by_default():
     aligner = AlignedOptimalTransportCoupling().aligner
     assert aligner.description() == WeightMatching(iterations=3).description()
+
+
+def test_neurons_cannot_be_matched_in_a_latent_space(batch: ZooBatch, space: WeightSpace):
+    latent = PrincipalComponents(space, 2).double()
+    latent.fit(batch.x1)
+    x0 = torch.zeros(5, latent.dim, dtype=torch.float64)
+    with pytest.raises(ValueError, match="coordinates of PrincipalComponents belong to no neuron"):
+        AlignedOptimalTransportCoupling()(batch, x0, latent)
+    assert OptimalTransportCoupling()(batch, x0, latent)[1].shape == (5, latent.dim)

@@ -50,6 +50,12 @@ def test_each_tensor_is_projected_to_its_first_singular_vectors(
     assert 0.3 < latent.kept.min() < 0.99
 
 
+def test_a_device_is_asked_once_whether_there_are_components(latent: PrincipalComponents, zoo: Tensor) -> None:
+    latent.encode(zoo)
+    latent.fitted = latent.fitted.to("meta")  # which has no value to read
+    assert latent.decode(latent.encode(zoo)).shape == zoo.shape
+
+
 def test_coordinates_are_standardised_and_uncorrelated_within_a_tensor(
     latent: PrincipalComponents, zoo: Tensor
 ) -> None:

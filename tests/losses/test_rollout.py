@@ -37,6 +37,13 @@ def gradient(loss, module):
     return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(module.field.parameters()))])
 
 
+@pytest.mark.parametrize(("steps", "after"), [(20, 0.55), (25, 0.56), (35, 0.2), (16, 0.2), (64, 0.5)])
+def test_a_state_at_the_very_time_counts(steps, after):
+    late = RolloutTerm(steps=steps, after=after).late
+    assert late[0] == pytest.approx(-(-round(steps * after, 6) // 1) / steps)
+    assert len(late) == steps - round(late[0] * steps)
+
+
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
 @pytest.mark.parametrize("parametrization", [Velocity(), Endpoint()], ids=["velocity", "endpoint"])
 def test_the_endpoint_of_the_last_state_is_the_sample(geometry, parametrization):

@@ -11,8 +11,9 @@ from planted_task import Small, networks
 
 from wsflow.fields import RelationalTransformer, Velocity
 from wsflow.flow import PathSample, TrajectoryCoupling
-from wsflow.geometry import Euclidean, Geometric, Normalized
+from wsflow.geometry import Euclidean, Geometric, Normalized, PrincipalComponents
 from wsflow.losses import Fisher, PerTensor, Weighting
+from wsflow.losses import weighting as module
 from wsflow.losses.weighting import neuron_means
 from wsflow.module import FlowMatchingModule
 from wsflow.tasks import Gaussians
@@ -139,6 +140,20 @@ def test_the_fisher_diagonal_is_that_of_a_loop(geometry, space):
         torch.nn.functional.cross_entropy(logits, targets[row][None]).backward()
         expected += x.grad[0].square() / 15
     torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-4)
+
+
+def test_what_fisher_holds_at_once_is_counted_in_weights(monkeypatch):
+    task = Small()
+    space, held = task.space, []
+    monkeypatch.setattr(module, "ELEMENTS", 8 * space.dim)
+    geometry = PrincipalComponents(space, 2)
+    geometry.fit(torch.randn(12, space.dim, generator=generator()))
+    decode = geometry.decode
+    monkeypatch.setattr(geometry, "decode", lambda x: held.append(len(x)) or decode(x))
+    x1 = torch.randn(4, geometry.dim, generator=generator())
+    Fisher(networks=4, points=8).diagonal(geometry, x1, task, generator())
+    assert sum(held) == 32
+    assert max(held) == 8
 
 
 def test_neuron_means_keep_inputs_outputs_and_positions():

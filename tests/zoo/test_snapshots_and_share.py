@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wsflow.zoo import EverySnapshot, FinalSnapshot, ValidationSnapshot, parse_share, share_from_environment
+from wsflow.zoo import Collector, EverySnapshot, FinalSnapshot, ValidationSnapshot, parse_share, share_from_environment
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,7 @@ def test_other_shares_are_refused(text):
         ({"RANK": "1", "WORLD_SIZE": "4"}, (1, 4)),
         ({"SLURM_PROCID": "2", "SLURM_NTASKS": "3", "SLURM_STEP_ID": "0"}, (2, 3)),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "3"}, (0, 1)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "3", "SLURM_STEP_ID": "4294967290"}, (0, 1)),
         ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "5"}, (2, 4)),
         (
             {
@@ -70,7 +71,7 @@ def test_other_shares_are_refused(text):
         ),
         ({"RANK": "0", "WORLD_SIZE": "2", "SLURM_PROCID": "3", "SLURM_NTASKS": "9"}, (0, 2)),
     ],
-    ids=["alone", "torchrun", "srun", "batch script", "array", "array of srun", "torchrun in slurm"],
+    ids=["alone", "torchrun", "srun", "batch script", "shell of salloc", "array", "array of srun", "torchrun in slurm"],
 )
 def test_the_environment_names_the_share(environment, expected):
     assert share_from_environment(environment) == expected
@@ -79,3 +80,20 @@ def test_the_environment_names_the_share(environment, expected):
 def test_a_contradictory_environment_is_refused():
     with pytest.raises(ValueError, match=r"give --shard i/n"):
         share_from_environment({"RANK": "4", "WORLD_SIZE": "4"})
+    gaps = {"ID": "3", "COUNT": "3", "MIN": "0", "STEP": "2"}
+    with pytest.raises(ValueError, match=r"process 3 of 3, as the environment says"):
+        share_from_environment({f"SLURM_ARRAY_TASK_{name}": value for name, value in gaps.items()})
+
+
+def test_processes_of_a_machine_collect_on_a_gpu_each(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert Collector(device="cuda")._place == "cuda:0"
+    assert Collector(device="cpu")._place == "cpu"
+    for name, more in (("LOCAL_RANK", {}), ("SLURM_LOCALID", {"SLURM_STEP_ID": "0"})):
+        with monkeypatch.context() as patch:
+            for key, value in {name: "6", **more}.items():
+                patch.setenv(key, value)
+            assert Collector(device="cuda")._place == "cuda:2"
+            assert Collector(device="cuda:3")._place == "cuda:3"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert Collector(device="cuda")._place == "cuda"

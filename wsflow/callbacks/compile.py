@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from wsflow.fields import SelfConditioned
 from wsflow.module import FlowMatchingModule
 
 
@@ -42,6 +43,11 @@ def _try(flow: FlowMatchingModule, batch: int) -> None:
     """One forward and backward pass, as in a training: another precision or batch would be compiled by itself."""
     field, told = flow.field, flow.conditioning
     label = None if told is None else torch.zeros(batch, told.size, device=flow.device)
+    x, t = torch.zeros(batch, field.dim, device=flow.device), torch.zeros(batch, device=flow.device)
+    estimate = (x,) if isinstance(field, SelfConditioned) else ()
+    with torch.no_grad():
+        if estimate:
+            field(x, t, label)
     with torch.enable_grad():
-        output = field(torch.zeros(batch, field.dim, device=flow.device), torch.zeros(batch, device=flow.device), label)
+        output = field(x, t, label, *estimate)
         torch.autograd.grad(output.sum(), list(field.parameters()), allow_unused=True)

@@ -3,8 +3,9 @@
 SIGTERM, and on SLURM the signal before the end of the time (``#SBATCH --signal=USR1@120``), only leave a note.  After
 every batch the processes exchange their notes, so that all stop after the same batch whichever of them was asked; the
 answer is taken up one batch later, when it has long come, so that no batch waits for it.  Then ``last.ckpt`` is saved
-in the folder of the first ModelCheckpoint, and the training that goes on from it is the one that was not stopped.  In
-validation, and after the last batch of an epoch, the note waits for the end of the epoch.
+in the folder of the first ModelCheckpoint, and the training that goes on from it is the one that was not stopped.  The
+note waits where something is left half done: while gradients of several batches accumulate, after a batch that a
+validation follows and in the validation, and after the last batch of an epoch until the epoch has ended.
 
 After SLURM's signal the first process calls ``scontrol requeue``; the job that starts again goes on by itself.  SIGTERM
 requeues nothing: it is what ``scancel`` sends, and SLURM requeues preempted jobs by itself.
@@ -64,9 +65,9 @@ class Preemption(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop here if all know of a note; after the last batch of an epoch, once the epoch has ended."""
+        """Stop here if all know of a note; not before what else belongs to the batch is done."""
         note = self._agreed()
-        if note and not trainer.is_last_batch:
+        if note and not _unfinished(trainer):
             self._stop(trainer, note)
         self._note = max(self._note, note)
 
@@ -120,6 +121,14 @@ class Preemption(Checkpoint):
             if group is not None:
                 dist.barrier(group)  # a process that ends may end the step, and what asks for the job with it
         raise SIGTERMException(f"stopped after step {trainer.global_step}{saved}: {next_}")
+
+
+def _unfinished(trainer: Trainer) -> bool:
+    """Whether a batch is followed by the end of its epoch or by a validation, or its gradients wait for the next's."""
+    loop = trainer.fit_loop
+    fetcher = loop._data_fetcher
+    validated = fetcher is not None and loop.epoch_loop._should_check_val_fx(fetcher)
+    return trainer.is_last_batch or validated or loop.epoch_loop._should_accumulate()
 
 
 def _handle(signum: signal.Signals, handler: Any) -> None:

@@ -78,14 +78,17 @@ class FailTogether(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Tell the others, and do not return; where all end on purpose, leave in peace."""
-        if self._member is None:
+        if self._member is None:  # not connected yet: processes that this one started would wait for it
+            _end(getattr(trainer.strategy.launcher, "procs", None) or [])
             return
         if isinstance(exception, SIGTERMException):
             self.teardown(trainer, pl_module, "")
             return
-        text = " ".join(str(exception).split()) or type(exception).__name__
+        interrupted = isinstance(exception, KeyboardInterrupt)
+        text = "interrupted" if interrupted else " ".join(str(exception).split()) or type(exception).__name__
         kind = CONSEQUENCE if _is_consequence(exception) else ERROR
-        if os.environ.get("WSFLOW_DEBUG") or (kind == ERROR and not isinstance(exception, ValueError | OSError)):
+        plain = interrupted or isinstance(exception, ValueError | OSError)
+        if os.environ.get("WSFLOW_DEBUG") or (kind == ERROR and not plain):
             traceback.print_exception(exception)
         if trainer.is_global_zero:
             for logger in trainer.loggers:

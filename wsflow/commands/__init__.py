@@ -9,7 +9,7 @@ from wsflow.commands.experiment import experiment
 from wsflow.commands.export import export
 from wsflow.commands.import_ import import_
 from wsflow.commands.initialise import initialise
-from wsflow.commands.launch import launched, process_settings, restarted
+from wsflow.commands.launch import check_devices, launched, process_settings, restarted, resumed, run_apart, several
 from wsflow.commands.likelihood import likelihood
 from wsflow.commands.predict import predict
 from wsflow.commands.report import report
@@ -20,6 +20,7 @@ __all__ = [
     "barrier",
     "baselines",
     "bayes",
+    "check_devices",
     "collect",
     "evaluate",
     "experiment",
@@ -32,6 +33,9 @@ __all__ = [
     "process_settings",
     "report",
     "restarted",
+    "resumed",
+    "run_apart",
+    "several",
     "table",
     "transfer",
 ]

@@ -29,6 +29,9 @@ from wsflow.zoo.shards import read_json
 RECORD = "experiment.json"
 STEPS, NETWORKS, CHECKPOINT = 16, 400, "last"
 
+WHOLE = ["--shard", "0/1"]
+"""For commands that would take a part of the work in a job array, whose tasks may run an experiment each."""
+
 
 class Stage(NamedTuple):
     """One command of a case.
@@ -196,6 +199,8 @@ def _run_stages(plan: Iterator[Stage], place: Path, run: Callable[[list[str]], N
         record = _read(place)
         known = record.get(stage.name, {})
         other = differing(_recorded(known.get("settings", {})), stage.settings)  # older records have no hash of weights
+        if "configs" in other:  # which says the same
+            other = [name for name in other if name != "contents"]
         if stage.name == "fit" and other:
             raise ValueError(
                 f"{place} holds a training of other settings than the experiment's now ({', '.join(other)}): remove it "
@@ -206,7 +211,8 @@ def _run_stages(plan: Iterator[Stage], place: Path, run: Callable[[list[str]], N
         goes_on = stage.name == "fit" and any(place.glob("checkpoints/*.ckpt"))
         _write(place, record | {stage.name: {"settings": stage.settings, "done": False}})
         print(f"experiment: {commands[-1]}", flush=True)
-        run(stage.arguments + ["--ckpt_path", "last"] * goes_on)
+        whole = WHOLE if stage.arguments[0] in ("predict", "collect") else []
+        run([*stage.arguments, *["--ckpt_path", "last"] * goes_on, *whole])
         _write(place, _read(place) | {stage.name: {"settings": stage.settings, "done": True}})
         again = True
     return commands
@@ -253,7 +259,9 @@ def _said(text: str) -> Any:
 
 
 def _contents(configs: Sequence[Path]) -> dict[str, Any]:
-    return {"configs": {path.name: _said(path.read_text()) for path in configs}}
+    """What configs say, by name, for a reader of the record; and their hash, since two of them may have one name."""
+    said = {path.name: _said(path.read_text()) for path in configs}
+    return {"configs": said, "contents": _fingerprint(configs)}
 
 
 def _recorded(settings: Mapping[str, Any]) -> dict[str, Any]:

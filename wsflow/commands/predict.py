@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from wsflow.api import Flow, load
 from wsflow.callbacks import FailTogether, Preemption, SampleWriter
 from wsflow.checkpoint import fingerprints
-from wsflow.commands.launch import launched
+from wsflow.commands.launch import check_devices, launched
 from wsflow.commands.run import record_timing, run_folder, shown
 from wsflow.description import plain
 from wsflow.fields import Request
@@ -81,6 +81,7 @@ def predict(
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     check_batch(batch_size, memory)
+    check_devices(devices, name="--devices")
     share = parse_share(shard) if shard else array_share()
     flow, begin = load(ckpt_path), time.perf_counter()
     module = flow.module

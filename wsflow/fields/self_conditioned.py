@@ -83,15 +83,17 @@ def predict(
     estimate: bool = True,
 ) -> Tensor:
     """A field's output (B, dim); a self-conditioned one first predicts an endpoint, unless ``estimate`` is False."""
+    output: Tensor
     if not isinstance(field, SelfConditioned):
-        output: Tensor = field(x, t, condition)
+        output = field(x, t, condition)
         return output
     end = None
     if estimate:
         with torch.no_grad():
             end = parametrization.endpoint(field(x, t, condition), geometry, x, t)
         torch.clear_autocast_cache()  # it holds weights that were cast without derivative
-    return field.forward(x, t, condition, end)
+    output = field(x, t, condition, end)  # called, not its forward: a compiled field is compiled in its call
+    return output
 
 
 def follow(

@@ -130,7 +130,16 @@ class AlignedOptimalTransportCoupling(Coupling):
     def __call__(
         self, batch: ZooBatch, x0: Tensor, geometry: Geometry, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The best assignment of the matched x0."""
+        """The best assignment of the matched x0.
+
+        Raises:
+            ValueError: for coordinates of a latent space, and as every coupling does.
+        """
+        if geometry.dim < geometry.space.dim:
+            raise ValueError(
+                f"coordinates of {type(geometry).__name__} belong to no neuron, so that no neurons can be matched: "
+                "align the zoo (data.aligner) and choose OptimalTransportCoupling"
+            )
         x1 = geometry.encode(batch.x1)
         _check(x0, x1)
         paired = x0.clone()

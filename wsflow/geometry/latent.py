@@ -81,6 +81,7 @@ class PrincipalComponents(Geometry):
         names = [tensor.name for tensor in space.tensors]
         super().__init__(space, sum(self.counts), list(zip(names, places, strict=True)))
         numbers = sum(tensor.numel * k for tensor, k in zip(space.tensors, self.counts, strict=True))
+        self._known = False  # as fitted, for a process that has read it: reading it from a GPU makes that wait
         self.register_buffer("fitted", torch.tensor(False))
         self.register_buffer("kept", torch.zeros(len(self.counts)))
         self.register_buffer("mean", torch.zeros(space.dim))
@@ -169,7 +170,8 @@ class PrincipalComponents(Geometry):
         return [part.view(-1, k) for part, k in zip(torch.split(self.basis, sizes), self.counts, strict=True)]
 
     def _need_fit(self) -> None:
-        if not self.fitted:
+        self._known = self._known or bool(self.fitted)
+        if not self._known:
             raise ValueError("the principal components are not known yet: call fit with trained networks (N, D)")
 
     def _check(self, x: Tensor, dim: int, what: str) -> None:

@@ -79,13 +79,17 @@ class RolloutTerm(FunctionalTerm):
             raise ValueError(f"every must be at least 1, got {every}")
         self.every = every
         self.times: list[float] = (grid or UniformGrid()).times(steps).tolist()
-        if self.times[-2] < after:
+        if not self.late:
             raise ValueError(f"the last step begins at {self.times[-2]:.3g}, before after = {after}: no state counts")
 
     @property
     def late(self) -> list[float]:
         """The times of the states that count."""
-        return [t for t in self.times[:-1] if t >= self.after]
+        return [t for t in self.times[:-1] if self._counts(t)]
+
+    def _counts(self, t: float) -> bool:
+        """Whether a state at time t counts; the last digits of a grid's times are chance."""
+        return t > self.after - 1e-9
 
     @torch.no_grad()
     def states(
@@ -120,7 +124,7 @@ class RolloutTerm(FunctionalTerm):
         x, told = x0[:: self.every], None if told is None else told[:: self.every]
         found = []
         for t, end in pairwise(self.times):
-            if t >= self.after:
+            if self._counts(t):
                 found.append(x)
             if end < 1:  # the last state that counts is the one before the end
                 x, _ = Euler().step(lambda state, time: velocity(state, time, told), geometry, x, t, end - t)

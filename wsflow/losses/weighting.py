@@ -16,7 +16,8 @@ are curved, they are first averaged over each factor of the geometry (a sphere, 
 weighted inner product is that of a product metric and does not depend on the axes of a sphere.
 
 *Scale.*  With :math:`m_i` the mean square of coordinate i of :math:`\log_{x_0} x_1`, weights are scaled to
-:math:`\sum_i w_i m_i = \sum_i m_i`: the loss of a field that gives zero is that of plain flow matching.
+:math:`\sum_i w_i m_i = \sum_i m_i`: along geodesics without noise, the loss of a velocity of zero is that of plain flow
+matching; on other paths, and of endpoints, nearly.
 
 Weights are computed whenever a fit begins, from train networks and train data with draws of their own, so that a
 training that goes on has those it had.  They are no part of a checkpoint.
@@ -37,7 +38,7 @@ LEAST = 1e-6
 """Least mean square of a tensor, relative to that of all coordinates, that a weighting divides by."""
 
 ELEMENTS = 2**23
-"""Derivatives that are held at once."""
+"""Weights, or coordinates where these are more, whose derivatives are held at once."""
 
 
 class Weighting(ABC):
@@ -142,7 +143,8 @@ class Fisher(Weighting):
         objective = task.objective("train", 1, shared=False)
         pairs = x1[: self.networks].repeat_interleave(self.points, dim=0)
         total = torch.zeros_like(pairs[0])
-        for part in torch.split(pairs, max(1, ELEMENTS // pairs.shape[1])):
+        each = max(geometry.dim, geometry.space.dim)  # coordinates of a latent space decode to many more weights
+        for part in torch.split(pairs, max(1, ELEMENTS // each)):
             with torch.enable_grad():
                 part = part.detach().requires_grad_()
                 loss = objective(geometry.decode(part), generator).sum()

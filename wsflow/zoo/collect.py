@@ -35,6 +35,7 @@ from wsflow.weightspace import GaussianInitializer, Initializer
 from wsflow.zoo.optimizer import Adam, RunOptimizer
 from wsflow.zoo.settings import MAY_CHANGE, refuse_other_settings
 from wsflow.zoo.shards import ZooError, read_json, read_sidecar, shard_tensors, write_json, write_shard
+from wsflow.zoo.share import local_rank
 from wsflow.zoo.snapshots import FinalSnapshot, SnapshotSchedule
 from wsflow.zoo.train import (
     DataOrder,
@@ -65,7 +66,8 @@ class Collector:
         shard_runs: Runs per file, the unit of resuming; it must stay what it was when a collection goes on.
         memory: What training may take, such as ``2GiB``; it sets how many runs train together, and may change when a
             collection goes on.
-        device: Where to train; the zoo does not record it.
+        device: Where to train; the zoo does not record it.  Of several processes on a machine, ``cuda`` gives each
+            a GPU of its own.
         max_steps: Steps after which a run ends, even if epochs are left; for runs of less than an epoch, give it with
             ``epochs=1``.
         runs_per_order: Runs that see the data in one order, each from a start of its own; 50 to 100 train several times
@@ -126,6 +128,12 @@ class Collector:
         """How many runs train together at most."""
         most = min(self.shard_runs, self.runs, self.runs_per_order if self.shares_orders else self.runs)
         return max(1, min(most, self._bytes // self._bytes_per_run(task)))
+
+    @property
+    def _place(self) -> str:
+        """The device of this process."""
+        several = self.device == "cuda" and torch.cuda.device_count() > 1
+        return f"cuda:{local_rank() % torch.cuda.device_count()}" if several else self.device
 
     @property
     def shares_orders(self) -> bool:
@@ -202,7 +210,7 @@ class Collector:
 
         def timed(count: int) -> float:
             began = time.perf_counter()
-            train_runs(task, start, batch, self.optimizer, count, self.batch_size, [count], self.device)
+            train_runs(task, start, batch, self.optimizer, count, self.batch_size, [count], self._place)
             return time.perf_counter() - began
 
         timed(1)
@@ -272,7 +280,7 @@ class Collector:
         start = draw_starts(task, self.initializer, self.seed, runs)
         order = self._order(task, runs)
         steps, on_epoch = self._steps(task), partial(bar.advance, bar.task_ids[0])
-        plan = (self.optimizer, self.epochs, self.batch_size, steps, self.device)
+        plan = (self.optimizer, self.epochs, self.batch_size, steps, self._place)
         return train_runs(task, start, order, *plan, on_epoch=on_epoch, max_steps=self.max_steps)
 
     def _steps(self, task: BaseTask) -> list[int]:
@@ -292,7 +300,7 @@ class Collector:
         metrics: dict[str, Tensor] = {}
         keep = torch.ones(theta.shape[:2], dtype=torch.bool)
         if task.has_data:
-            scores = {split: task.evaluate(rows.to(self.device), split) for split in SCORED}
+            scores = {split: task.evaluate(rows.to(self._place), split) for split in SCORED}
             metrics = {f"{split}.{name}": v.cpu() for split, found in scores.items() for name, v in found.items()}
             keep = self.snapshots.keep(metrics["val.loss"].view(theta.shape[:2]))
             keep[:, -1] = True

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +24,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from wsflow.files import ABANDONED, write_whole
+from wsflow.files import write_whole
 
 
 class ZooError(ValueError):
     """A zoo that is missing, incomplete, damaged or foreign."""
-
-
-def remove_leftovers(directory: Path) -> None:
-    """Remove the temporary files of killed writers: those that nobody has touched for an hour."""
-    for temporary in directory.glob(".*.tmp"):
-        with suppress(FileNotFoundError):
-            if time.time() - temporary.stat().st_mtime > ABANDONED:
-                temporary.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

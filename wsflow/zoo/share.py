@@ -11,6 +11,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+UNUSUAL_STEPS = 0xFFFFFFF0
+"""From this number on, a step of SLURM is no srun's: the batch script or the shell of ``salloc`` (slurm.h)."""
+
 _NOWHERE = "process {} of {}, as the environment says, does not exist; give --shard i/n"
 
 
@@ -47,11 +50,22 @@ def process_share(environment: Mapping[str, str] | None = None) -> tuple[int, in
         ValueError: where the variables contradict each other.
     """
     env = os.environ if environment is None else environment
-    step = _pair(env, "SLURM_PROCID", "SLURM_NTASKS") if "SLURM_STEP_ID" in env else None
+    step = _pair(env, "SLURM_PROCID", "SLURM_NTASKS") if in_step(env) else None
     rank, world = _pair(env, "RANK", "WORLD_SIZE") or step or (0, 1)
     if not 0 <= rank < world:
         raise ValueError(_NOWHERE.format(rank, world))
     return rank, world
+
+
+def in_step(environment: Mapping[str, str]) -> bool:
+    """Whether srun started this process, and not a batch script or a shell."""
+    return int(environment.get("SLURM_STEP_ID", UNUSUAL_STEPS)) < UNUSUAL_STEPS
+
+
+def local_rank(environment: Mapping[str, str] | None = None) -> int:
+    """This process's number on its machine, by the variables of torchrun, Lightning or srun; 0 without them."""
+    env = os.environ if environment is None else environment
+    return int(env.get("LOCAL_RANK") or (env.get("SLURM_LOCALID") if in_step(env) else None) or 0)
 
 
 def array_share(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
@@ -63,8 +77,9 @@ def array_share(environment: Mapping[str, str] | None = None) -> tuple[int, int]
     env = os.environ if environment is None else environment
     task, tasks = _pair(env, "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT") or (0, 1)
     if tasks > 1:
-        task -= int(env.get("SLURM_ARRAY_TASK_MIN", 0))
-        task //= int(env.get("SLURM_ARRAY_TASK_STEP", 1))
+        task, rest = divmod(task - int(env.get("SLURM_ARRAY_TASK_MIN", 0)), int(env.get("SLURM_ARRAY_TASK_STEP", 1)))
+        if rest:
+            raise ValueError(_NOWHERE.format(env["SLURM_ARRAY_TASK_ID"], tasks))
     else:
         task = 0
     if not 0 <= task < tasks:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsflow.files import remove_leftovers
 from wsflow.tasks.base import BaseTask
 from wsflow.weightspace import WeightSpace
-from wsflow.zoo.shards import ZooError, remove_leftovers, shard_tensors, write_json, write_shard
+from wsflow.zoo.shards import ZooError, shard_tensors, write_json, write_shard
 
 FORMAT = "wsflow-zoo"
 VERSION = 1
