@@ -59,6 +59,18 @@ def test_finals_are_the_last_of_each_run(written):
     assert Zoo.open(written).final().tolist() == [1, 2, 6]
 
 
+def test_finals_of_many_snapshots_are_the_last_ones_with_several_threads(space, tmp_path):
+    """Two threads that write to one place leave what came last, and not what is last."""
+    run, step = torch.arange(300).repeat_interleave(80), torch.arange(80).repeat(300)
+    write_networks(tmp_path / "zoo", torch.zeros(len(run), space.dim), space, run, step, kind="zoo")
+    zoo, threads = Zoo.open(tmp_path / "zoo"), torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert all(torch.equal(zoo.final(), torch.arange(79, 24_000, 80)) for _ in range(50))
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_starts_belong_to_runs(written):
     zoo = Zoo.open(written)
     assert zoo.starts_of(torch.tensor([9, 3, 9]))[:, 0].tolist() == [-9, -3, -9]

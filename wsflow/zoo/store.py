@@ -167,10 +167,11 @@ class Zoo:
 
     def final(self) -> Tensor:
         """Indices (R,) of the last snapshot of each run, in the order of ``run_ids``."""
-        last = torch.full((len(self.run_ids),), -1)
         by_step = self.step.argsort(stable=True)
-        last[self.position(self.run[by_step])] = by_step
-        return last
+        place, rank = self.position(self.run[by_step]), torch.arange(len(by_step))
+        # not last[place] = by_step: of rows written to one place, several threads leave any
+        latest = torch.full((len(self.run_ids),), -1).scatter_reduce(0, place, rank, "amax")
+        return by_step[latest]
 
     def earlier(self) -> Tensor:
         """Indices (R, S) of the snapshots before the last one of each run, by step, in the order of ``run_ids``.
