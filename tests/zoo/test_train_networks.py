@@ -16,7 +16,7 @@ from wsflow.fields import MLPField, NeuronTransformer
 from wsflow.tasks import ClassificationTask
 from wsflow.weightspace import NetworkInitializer, cnn
 from wsflow.zoo import SGD, Adam, Collector, CosineDecay, EverySnapshot, Zoo
-from wsflow.zoo.train import DataOrder, draw_starts, train_runs
+from wsflow.zoo.train import DataOrder, check_batches, draw_starts, train_runs
 
 
 class Pictures(ClassificationTask):
@@ -107,6 +107,18 @@ class Normed(Pictures):
 
 def normed() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(72, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize("task", [Normed(), Pictures(True)], ids=["perceptron", "convolutions"])
+def test_one_point_of_whole_numbers_is_tried_as_it_is_trained_on(task, monkeypatch):
+    inputs, targets = task.data("train")
+    monkeypatch.setattr(task, "data", lambda _: ((inputs * 10).to(torch.int64), targets))
+    check_batches(task, 16)
+    if isinstance(task, Normed):
+        with pytest.raises(ValueError, match="mini-batches of 13 leave one over"):
+            check_batches(task, 13)
+    else:
+        check_batches(task, 13)
 
 
 def test_one_point_left_over_for_batch_norm_is_told_of_before_anything_is_written(tmp_path):

@@ -152,7 +152,8 @@ def check_batches(task: BaseTask, batch_size: int, max_steps: int | None = None)
     if last > 1 or (max_steps is not None and max_steps < each):
         return
     try:
-        _training(task.space).forward(torch.zeros(1, task.space.dim, dtype=inputs.dtype), inputs[:1])
+        theta = torch.zeros(1, task.space.dim)
+        _training(task.space).forward(theta, inputs[:1].to(theta))
     except ValueError as error:
         raise ValueError(
             f"of {len(inputs)} data points, mini-batches of {batch_size} leave one over, which batch norm cannot "
